@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One held run, as the saver keeps it: what each request does, in blocking calls.
+
+Knows nothing of sockets or queues. Retries are decided here, by the named policies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from resilient import retry
+from resilient.checkpoint import layout
+from resilient.checkpoint.files import CHUNK, Store
+from resilient.checkpoint.holder import Holder, machine, process
+from resilient.checkpoint.layout import AttemptRecord, FileRecord, Manifest, RunRecord
+from resilient.checkpoint.lease import RENEW_S
+from resilient.checkpoint.lock import Lock, acquire
+from resilient.checkpoint.requests import (
+    CheckpointRef,
+    Claim,
+    Done,
+    Finish,
+    Open,
+    Opened,
+    Record,
+    Reply,
+    Request,
+    Save,
+    Saved,
+    Ship,
+    SlotFile,
+)
+from resilient.checkpoint.store import open_store
+from resilient.checkpoint.survey import Survey, survey
+from resilient.checkpoint.vault import Image, Vault
+from resilient.errors import CheckpointError, StoreError
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True, kw_only=True)
+class _Held:
+    """A run that this process holds."""
+
+    asked: Open
+    lock: Lock
+    vault: Vault
+    run: RunRecord
+    fresh_from: int
+    claimed: AttemptRecord | None = None
+    """The newest attempt that was claimed here."""
+    committed: set[int] = field(default_factory=set)
+    """Attempts that have a checkpoint."""
+
+
+class Keeping:
+    """Performs requests; small ones and a save may run at the same time."""
+
+    def __init__(self, slots: Mapping[int, Sequence[int]]) -> None:
+        self.leaving = threading.Event()
+        """Set when nobody waits for answers any more: no operation is tried again."""
+        self._slots = slots
+        self._held: _Held | None = None
+        self._closed = threading.Event()
+
+    def perform(self, request: Request) -> Reply:
+        """Do what is asked, or raise a :class:`ResilientError`."""
+        if isinstance(request, Open):
+            return self._open(request)
+        if self._held is None:
+            raise CheckpointError(f"cannot {type(request).__name__.lower()}: no run is open; send Open first")
+        if isinstance(request, Save):
+            return self._save(self._held, request)
+        self._small(request.patience_s, _operation(self._held, request))
+        return Done(id=request.id)
+
+    def renew_until_closed(self) -> None:
+        """Say every ``RENEW_S`` that the holder lives."""
+        while not self._closed.wait(RENEW_S):
+            if (held := self._held) is not None:
+                with contextlib.suppress(StoreError):  # the lock notices that it is not renewed
+                    held.lock.renew()
+
+    def close(self) -> None:
+        """Give the run back."""
+        self._closed.set()
+        if self._held is not None:
+            self._held.lock.release()
+
+    def _small(self, patience_s: float, operation: Callable[[], T]) -> T:
+        return retry.store_small(patience_s, self.leaving)(operation)
+
+    def _open(self, asked: Open) -> Opened:
+        if self._held is not None:
+            raise CheckpointError("cannot open: this saver holds a run already; start another saver")
+        layout.component(asked.submission, "submission")
+        store = open_store(asked.url)
+        self._small(asked.patience_s, store.probe)
+        lock = self._small(asked.patience_s, lambda: self._acquire(store, asked))
+        vault = Vault(store, clock=time.time)
+        try:
+            run = self._small(asked.patience_s, lambda: vault.identify(make=True))
+            found = self._small(asked.patience_s, lambda: survey(store, run, asked.submission, asked.index))
+        except BaseException:
+            lock.release()
+            raise
+        fresh = asked.fresh and found.fresh_by != asked.submission
+        self._held = _Held(
+            asked=asked,
+            lock=lock,
+            vault=vault,
+            run=run,
+            fresh_from=found.next_attempt if fresh else found.fresh_from,
+            committed={checkpoint.attempt for checkpoint in found.checkpoints},
+        )
+        return _opened(asked.id, found, fresh=fresh)
+
+    def _acquire(self, store: Store, asked: Open) -> Lock:
+        holder = Holder(
+            host=asked.host,
+            pid=asked.pid,
+            pod=asked.pod,
+            journal=asked.journal,
+            since_s=time.time(),
+            machine=machine(),
+            supervisor=process(asked.pid),
+            keeper=process(os.getpid()),
+        )
+        return acquire(store, holder, patience_s=asked.lock_patience_s, now=time.monotonic, wait=self._pause)
+
+    def _save(self, held: _Held, asked: Save) -> Saved:
+        begun_s = time.monotonic()
+        manifest = Manifest(
+            run=held.run.id,
+            submission=held.asked.submission,
+            attempt=asked.attempt,
+            step=asked.step,
+            began_from=asked.began_from,
+            world_size=asked.world_size,
+            files=tuple(
+                FileRecord(rank=file.rank, file=layout.rank_file(file.rank), size=file.size, digest=file.digest)
+                for file in asked.files
+            ),
+            created_s=time.time(),
+            versions=asked.versions,
+            determinism=asked.determinism,
+        )
+        images = [self._image(file) for file in asked.files]
+        name = retry.store_save(asked.patience_s, self.leaving)(
+            lambda: held.vault.save(manifest, images, held.lock.check)
+        )
+        held.committed.add(asked.attempt)
+        in_use = {*asked.in_use, *_fallback(held)}
+        pruned = held.vault.prune(manifest, keep=held.asked.keep, fresh_from=held.fresh_from, in_use=in_use)
+        return Saved(
+            id=asked.id,
+            name=name,
+            attempt=asked.attempt,
+            step=asked.step,
+            size_bytes=sum(file.size for file in asked.files),
+            seconds=time.monotonic() - begun_s,
+            pruned=pruned.deleted,
+            not_pruned=pruned.failed,
+        )
+
+    def _image(self, file: SlotFile) -> Image:
+        fds = self._slots.get(file.rank, ())
+        if not 0 <= file.slot < len(fds):
+            raise CheckpointError(f"cannot save: rank {file.rank} has no slot {file.slot}")
+        fd = fds[file.slot]
+        return Image(rank=file.rank, size=file.size, digest=file.digest, chunks=lambda: _slot_chunks(fd, file.size))
+
+    def _pause(self, seconds: float) -> None:
+        if self.leaving.wait(seconds):
+            raise CheckpointError("cannot open: the supervisor is gone")
+
+
+def _operation(held: _Held, request: Claim | Record | Finish | Ship) -> Callable[[], None]:
+    """The work of a small request; whatever differs from call to call is made here, once for all tries."""
+    vault = held.vault
+    if isinstance(request, Claim):
+        return _claim(held, request)
+    if isinstance(request, Record):
+        return lambda: vault.record(request.debit)
+    if isinstance(request, Finish):
+        return lambda: _finish(held, request)
+    segment = _segment(request.path)
+    return lambda: vault.ship(held.asked.submission, request.pod, request.number, segment)
+
+
+def _finish(held: _Held, request: Finish) -> None:
+    held.lock.check()
+    held.vault.finish(request.mark)
+
+
+def _claim(held: _Held, request: Claim) -> Callable[[], None]:
+    record = AttemptRecord(
+        attempt=request.attempt,
+        submission=held.asked.submission,
+        index=held.asked.index,
+        pod=held.asked.pod,
+        host=held.asked.host,
+        claimed_s=time.time(),
+        token=secrets.token_hex(16),
+        began_from=request.began_from,
+        held_s=request.held_s,
+        fresh_from=held.fresh_from,
+    )
+
+    def claim() -> None:
+        held.lock.check()
+        held.vault.claim(record)
+        held.claimed = record
+
+    return claim
+
+
+def _fallback(held: _Held) -> tuple[str, ...]:
+    """What the present attempt began from is what is left to it until it has saved something itself."""
+    claimed = held.claimed
+    if claimed is None or claimed.began_from is None or claimed.attempt in held.committed:
+        return ()
+    return (claimed.began_from,)
+
+
+def _segment(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            segment = file.read(layout.SEGMENT_LIMIT + 1)
+    except OSError as error:
+        raise CheckpointError(f"cannot ship {path}: {error}") from error
+    if len(segment) > layout.SEGMENT_LIMIT:
+        raise CheckpointError(f"cannot ship {path}: it is longer than {layout.SEGMENT_LIMIT} bytes; cut it earlier")
+    return segment
+
+
+def _slot_chunks(fd: int, size: int) -> Iterator[bytes]:
+    offset = 0
+    while offset < size:
+        chunk = os.pread(fd, min(CHUNK, size - offset), offset)
+        if not chunk:
+            return  # the vault compares size and digest
+        yield chunk
+        offset += len(chunk)
+
+
+def _opened(number: int, found: Survey, *, fresh: bool) -> Opened:
+    """A new history begins with nothing but the numbers of the old one."""
+    return Opened(
+        id=number,
+        run_id=found.run.id,
+        next_attempt=found.next_attempt,
+        checkpoints=()
+        if fresh
+        else tuple(
+            CheckpointRef(
+                name=checkpoint.name,
+                attempt=checkpoint.attempt,
+                step=checkpoint.step,
+                world_size=checkpoint.manifest.world_size,
+                began_from=checkpoint.manifest.began_from,
+            )
+            for checkpoint in found.checkpoints
+        ),
+        set_aside=() if fresh else found.set_aside,
+        debits=found.debits,
+        last_held_s=0.0 if fresh else found.held_s,
+        earlier=None if fresh else found.finished,
+        ever_committed=not fresh and found.ever_committed,
+    )

@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What lies where in a run's directory, and the records in it; pure.
+
+    run.json                                     RunRecord
+    attempts/<attempt>.json                      AttemptRecord, created exclusively: the claim
+    checkpoints/<attempt>-<step>[.<try>]/        fresh for every try at saving
+        rank-<rank>.safetensors
+        manifest.json                            Manifest; last, and only it makes a checkpoint
+    journal/<submission>/<pod>/<number>.jsonl
+    debits/<submission>/<index>/<attempt>.json   Debit
+    finished.json                                FinishedMark
+
+What is read back is untrusted: size, schema, ranges and names are checked, and
+everything wrong is a :class:`CheckpointError` that says what.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, NamedTuple, TypeVar
+
+from resilient.core import wire
+from resilient.errors import CheckpointError
+
+FORMAT: Final = 1
+RUN: Final = "run.json"
+FINISHED: Final = "finished.json"
+MANIFEST: Final = "manifest.json"
+ATTEMPTS: Final = "attempts"
+CHECKPOINTS: Final = "checkpoints"
+RECORD_LIMIT: Final = 64 << 10
+MANIFEST_LIMIT: Final = 16 << 20
+"""About 100 000 ranks."""
+SEGMENT_LIMIT: Final = 64 << 20
+
+_HIGHEST: Final = 1 << 62
+_NUMBER: Final = r"(0|[1-9][0-9]{0,17})"
+_CHECKPOINT: Final = re.compile(rf"{_NUMBER}-{_NUMBER}(?:\.([1-9][0-9]{{0,8}}))?")
+_COMPONENT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
+_DIGEST: Final = re.compile(r"[a-z0-9_]{1,32}:[0-9a-f]{16,128}")
+
+
+class CheckpointName(NamedTuple):
+    """What the name of a checkpoint says; sorts as a restore prefers."""
+
+    attempt: int
+    step: int
+    again: int
+    """How often this save had been tried before."""
+
+    def __str__(self) -> str:
+        return f"{self.attempt}-{self.step}" + (f".{self.again}" if self.again else "")
+
+
+def parse_checkpoint(name: str) -> CheckpointName:
+    """The parts of a checkpoint's name."""
+    match = _CHECKPOINT.fullmatch(name)
+    if match is None:
+        raise CheckpointError(f"cannot use {name[:80]!r} as a checkpoint: its name is not <attempt>-<step>")
+    return CheckpointName(int(match[1]), int(match[2]), int(match[3] or 0))
+
+
+def component(text: str, what: str) -> str:
+    """``text``, if it can be one part of a name in any store."""
+    if not _COMPONENT.fullmatch(text):
+        raise CheckpointError(
+            f"cannot use {text[:80]!r} as {what}: it becomes part of a path; use letters, digits, '.', '_' and '-'"
+        )
+    return text
+
+
+def attempt_path(attempt: int) -> str:
+    """Where the claim of an attempt lies."""
+    return f"{ATTEMPTS}/{_natural(attempt, 'attempt')}.json"
+
+
+def checkpoint_path(name: str, file: str) -> str:
+    """Where a file of a checkpoint lies."""
+    parse_checkpoint(name)
+    return f"{CHECKPOINTS}/{name}/{component(file, 'file name')}"
+
+
+def rank_file(rank: int) -> str:
+    """Name of a rank's image within its checkpoint."""
+    return f"rank-{_natural(rank, 'rank')}.safetensors"
+
+
+def debits_path(submission: str, index: int) -> str:
+    """Directory of the debits of one index of one submission."""
+    return f"debits/{component(submission, 'submission')}/{_natural(index, 'index')}"
+
+
+def segment_path(submission: str, pod: str, number: int) -> str:
+    """Where a shipped segment of a journal lies."""
+    return f"journal/{component(submission, 'submission')}/{component(pod, 'pod')}/{_natural(number, 'segment')}.jsonl"
+
+
+def _natural(value: int, what: str) -> int:
+    if not 0 <= value < _HIGHEST:
+        raise CheckpointError(f"cannot use {value} as {what}: it is out of range")
+    return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """The identity of a run."""
+
+    version: int = FORMAT
+    id: str
+    created_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptRecord:
+    """One launch of the workers, claimed by whoever created this."""
+
+    version: int = FORMAT
+    attempt: int
+    submission: str
+    index: int
+    pod: str
+    host: str
+    claimed_s: float
+    token: str
+    """Random: tells one's own claim, whose answer was lost, from another's."""
+    began_from: str | None
+    """The checkpoint it began from; ``None`` for an empty beginning."""
+    held_s: float
+    """Seconds for which devices had been held without a newly committed step when it began."""
+    fresh_from: int = 0
+    """The attempt with which the present history began; checkpoints of lower ones are left alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileRecord:
+    """One rank's image."""
+
+    rank: int
+    file: str
+    size: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """Makes a directory a checkpoint."""
+
+    version: int = FORMAT
+    run: str
+    submission: str
+    attempt: int
+    step: int
+    began_from: str | None
+    world_size: int
+    files: tuple[FileRecord, ...]
+    created_s: float
+    versions: Mapping[str, str]
+    """Of python, torch and so on, for whoever has to read it in a year."""
+    determinism: Mapping[str, str]
+    """Settings under which its bits were made."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Debit:
+    """An exit that a controller may ignore or repeat, on record before it is taken."""
+
+    version: int = FORMAT
+    submission: str
+    index: int
+    attempt: int
+    code: int
+    step: int
+    """Highest step completed by then."""
+    fingerprint: str
+    held_s: float
+    """Seconds for which devices had been held without a newly committed step."""
+    wall_s: float
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinishedMark:
+    """The work is done; only this makes a new start exit 0 without a step."""
+
+    version: int = FORMAT
+    steps: int | None
+    """Steps asked for, where they are known."""
+    reached: int
+    how: str
+    submission: str
+    attempt: int
+
+
+Record = RunRecord | AttemptRecord | Manifest | Debit | FinishedMark
+R = TypeVar("R", bound=Record)
+
+
+def encode(record: Record) -> bytes:
+    """The record as it is stored, checked like one that is read: nothing is written that could not be read back."""
+    data = wire.encode(record)
+    decode(data, type(record), type(record).__name__)
+    return data
+
+
+def decode(data: bytes, kind: type[R], where: str) -> R:
+    """The record in ``data``; ``where`` is for the error."""
+    try:
+        value = json.loads(data.decode())
+        _check_version(value)
+        record = wire.from_data(value, kind)
+        if value.get("type", kind.__name__) != kind.__name__:
+            raise ValueError(f"it is a {str(value['type'])[:40]!r}")
+        _check_ranges(record)
+        if isinstance(record, Manifest):
+            _check_files(record)
+    except (ValueError, RecursionError, CheckpointError) as error:
+        raise CheckpointError(f"cannot read {where}: {str(error)[:300]}; it was damaged or is not ours") from error
+    return record
+
+
+def _check_version(value: object) -> None:
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    version = value.get("version")
+    if type(version) is not int or version < 1:
+        raise ValueError("it has no format version")
+    if version > FORMAT:
+        raise ValueError(f"it has format {version} and this release reads up to {FORMAT}; use a newer resilient")
+
+
+def _check_ranges(record: object) -> None:
+    for field in dataclasses.fields(record):  # type: ignore[arg-type]  # all records are dataclasses
+        value = getattr(record, field.name)
+        if isinstance(value, (int, float)) and not (math.isfinite(value) and 0 <= value < _HIGHEST):
+            raise ValueError(f"{field.name} is out of range")
+        if field.name == "began_from" and value is not None:
+            parse_checkpoint(value)
+        if field.name in ("submission", "pod"):
+            component(value, field.name)
+
+
+def _check_files(manifest: Manifest) -> None:
+    """Exactly one file for each rank, under the name that the rank's file has."""
+    count = len(manifest.files)
+    if count != manifest.world_size or [file.rank for file in manifest.files] != list(range(count)) or not count:
+        raise ValueError(f"it does not list the files of ranks 0 to {manifest.world_size - 1}, in order")
+    for file in manifest.files:
+        _check_ranges(file)
+        if file.file != rank_file(file.rank):
+            raise ValueError(f"the file of rank {file.rank} has a foreign name")
+        if not _DIGEST.fullmatch(file.digest):
+            raise ValueError(f"the digest of rank {file.rank} is malformed")

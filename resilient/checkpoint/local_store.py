@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A store in a directory of this machine or of a shared file system (NFS, Lustre, a bound volume).
+
+Every write is followed by an ``fsync`` of the file and of each directory that changed:
+a manifest that survives a power cut must not name a file that did not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from resilient.checkpoint.files import CHUNK, Entry, Store, check_name
+from resilient.checkpoint.store_errors import Answered, Missing, explain
+from resilient.errors import CheckpointError
+
+_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+"""Not through a link, and not waiting for the other end of a fifo that lies there."""
+_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+"""File systems without hard links; there ``O_EXCL`` alone decides."""
+_NO_DIRECTORY_SYNC: Final = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF})
+
+
+def open_directory(path: str, url: str) -> Store:
+    """The store in the directory ``path``, which is made on the first write, not before."""
+    return _Directory(path, url)
+
+
+class _Directory(Store):
+    def __init__(self, path: str, url: str) -> None:
+        self.path = os.path.abspath(os.path.expanduser(path))
+        self.url = url
+        self._root = self.path
+
+    @contextlib.contextmanager
+    def _doing(self, verb: str, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise explain(error, f"{verb} {self.url}/{name}") from error
+
+    def _full(self, name: str) -> str:
+        """The path of ``name``; a link in the store must not lead out of it."""
+        full = os.path.join(self._root, check_name(name))
+        root = os.path.realpath(self._root)
+        if os.path.commonpath((root, os.path.realpath(os.path.dirname(full)))) != root:
+            raise CheckpointError(f"cannot use {self.url}/{name}: a link there leads out of the store; remove it")
+        return full
+
+    def create(self, name: str, data: bytes) -> None:
+        """Written under another name and linked: a crash half-way leaves no half record under this name for ever."""
+        with self._doing("create", name):
+            full = self._full(name)
+            fresh = f"{full}.{secrets.token_hex(4)}"
+            self._write(fresh, (data,))
+            try:
+                os.link(fresh, full)
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                self._write(full, (data,))
+            finally:
+                os.unlink(fresh)
+            _sync_directory(os.path.dirname(full))
+
+    def replace(self, name: str, data: bytes) -> None:
+        with self._doing("write", name):
+            full = self._full(name)
+            fresh = f"{full}.{secrets.token_hex(4)}"
+            self._write(fresh, (data,))
+            try:
+                os.replace(fresh, full)
+            except OSError:
+                os.unlink(fresh)
+                raise
+            _sync_directory(os.path.dirname(full))
+
+    def write_file(self, name: str, chunks: Iterable[bytes], size: int) -> None:
+        with self._doing("write", name):
+            self._write(self._full(name), chunks)
+
+    def _write(self, full: str, chunks: Iterable[bytes]) -> None:
+        _make_directory(os.path.dirname(full))
+        fd = os.open(full, _CREATE, 0o666)
+        try:
+            for chunk in chunks:
+                view = memoryview(chunk)
+                while view:
+                    view = view[os.write(fd, view) :]
+            os.fsync(fd)
+        except BaseException:
+            # Half a file must not stand where `create` would take it for somebody else's whole one.
+            with contextlib.suppress(OSError):
+                os.unlink(full)
+            raise
+        finally:
+            os.close(fd)
+        _sync_directory(os.path.dirname(full))
+
+    @contextlib.contextmanager
+    def _reading(self, name: str) -> Iterator[tuple[int, int]]:
+        """Descriptor and size of a plain file."""
+        with self._doing("read", name):
+            fd = os.open(self._full(name), _READ)
+            try:
+                status = os.fstat(fd)
+                if not stat.S_ISREG(status.st_mode):
+                    raise Answered(f"cannot read {self.url}/{name}: it is not a plain file; remove it")
+                yield fd, status.st_size
+            finally:
+                os.close(fd)
+
+    def read(self, name: str, limit: int) -> bytes:
+        with self._reading(name) as (fd, size):
+            if size > limit:
+                raise Answered(f"cannot read {self.url}/{name}: it has {size} bytes where at most {limit} belong")
+            return b"".join(iter(lambda: os.read(fd, CHUNK), b""))[:limit]
+
+    def read_into(self, name: str, buffer: memoryview) -> None:
+        with self._reading(name) as (fd, size):
+            if size != len(buffer):
+                raise Answered(f"cannot read {self.url}/{name}: it has {size} bytes where {len(buffer)} belong")
+            rest = buffer
+            while rest:
+                count = os.readv(fd, [rest[: 16 * CHUNK]])
+                if not count:
+                    raise Answered(f"cannot read {self.url}/{name}: it was cut while it was being read")
+                rest = rest[count:]
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        with self._reading(name) as (fd, _):
+            yield from iter(lambda: os.read(fd, CHUNK), b"")
+
+    def list(self, prefix: str) -> tuple[Entry, ...]:
+        with self._doing("list", prefix):
+            start = self._root if prefix == "." else self._full(prefix)
+            return tuple(sorted(self._walk(start), key=lambda entry: entry.name))
+
+    def _walk(self, directory: str) -> Iterator[Entry]:
+        """Plain files only; links are neither followed nor shown."""
+        try:
+            found = list(os.scandir(directory))
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        for item in found:
+            if item.is_dir(follow_symlinks=False):
+                yield from self._walk(item.path)
+            elif item.is_file(follow_symlinks=False):
+                with contextlib.suppress(CheckpointError, FileNotFoundError):  # not a name of ours; gone by now
+                    name = check_name(os.path.relpath(item.path, self._root))
+                    yield Entry(name=name, size=item.stat(follow_symlinks=False).st_size)
+
+    def delete(self, name: str) -> None:
+        with self._doing("delete", name), contextlib.suppress(FileNotFoundError):
+            full = self._full(name)
+            os.unlink(full)
+            parent = os.path.dirname(full)
+            if parent != self._root:
+                with contextlib.suppress(OSError):  # not empty: other files are still there
+                    os.rmdir(parent)
+
+    def exists(self, name: str) -> bool:
+        try:
+            with self._reading(name):
+                return True
+        except Missing:
+            return False
+
+
+def _make_directory(path: str) -> None:
+    """Make ``path`` and what is missing above it, each entry durable in its own parent."""
+    if os.path.isdir(path):
+        return
+    parent = os.path.dirname(path)
+    _make_directory(parent)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path)
+    _sync_directory(parent)
+
+
+def _sync_directory(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in _NO_DIRECTORY_SYNC:  # FUSE and some network file systems have no such thing
+            raise
+    finally:
+        os.close(fd)

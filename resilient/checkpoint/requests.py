@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a supervisor asks of its saver, and the answers: all of it, as frozen words.
+
+Each request carries a number that its answer repeats; answers may overtake each other,
+because a long :class:`Save` keeps no small request waiting. The first request is
+:class:`Open`. Closing the socket ends the saver, which finishes what was asked before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from resilient.checkpoint.layout import Debit, FinishedMark
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Open:
+    """Hold the run and say what it has; :class:`Opened`."""
+
+    id: int
+    url: str
+    submission: str
+    index: int
+    pod: str
+    host: str
+    pid: int
+    """Of the supervisor."""
+    journal: str
+    """Directory of its journal, for whoever finds the run locked."""
+    fresh: bool = False
+    """Begin a new history: what earlier attempts saved is ignored from the next claim on, and kept.
+    A submission that has done so once goes on with its own history when it is started again."""
+    keep: int = 3
+    lock_patience_s: float = 75.0
+    """For a holder of whom it cannot be seen at once whether it lives; a lease runs out after 60 s."""
+    patience_s: float = 60.0
+    """How long a store that does not answer is asked again; so in every request."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """Make an attempt ours before its workers train; :class:`Done`, or :class:`Failed` with ``conflict``."""
+
+    id: int
+    attempt: int
+    began_from: str | None
+    held_s: float
+    patience_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotFile:
+    """A rank's image in one of its arena's slots."""
+
+    rank: int
+    slot: int
+    size: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Save:
+    """Make a checkpoint of images that lie whole in their slots, and prune older ones; :class:`Saved`."""
+
+    id: int
+    attempt: int
+    step: int
+    world_size: int
+    began_from: str | None
+    files: tuple[SlotFile, ...]
+    versions: Mapping[str, str]
+    determinism: Mapping[str, str]
+    in_use: tuple[str, ...] = ()
+    """Names of checkpoints that are being read: they are not pruned."""
+    patience_s: float = 120.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """Put an exit on record; :class:`Done`."""
+
+    id: int
+    debit: Debit
+    patience_s: float = 20.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finish:
+    """Write the finished mark; :class:`Done`."""
+
+    id: int
+    mark: FinishedMark
+    patience_s: float = 20.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ship:
+    """Keep a copy of a segment of the journal, a file of this machine; :class:`Done`."""
+
+    id: int
+    pod: str
+    number: int
+    path: str
+    patience_s: float = 10.0
+
+
+Request = Open | Claim | Save | Record | Finish | Ship
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointRef:
+    """A checkpoint that can be tried."""
+
+    name: str
+    attempt: int
+    step: int
+    world_size: int
+    began_from: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """The run is held by this saver until it ends."""
+
+    id: int
+    run_id: str
+    next_attempt: int
+    checkpoints: tuple[CheckpointRef, ...]
+    """Of the present history, the first to be tried first. Sizes agree; digests are the reader's to verify."""
+    set_aside: tuple[str, ...]
+    """A sentence for each checkpoint or record that is there and cannot be used."""
+    debits: tuple[Debit, ...]
+    """Of this submission and index, oldest first."""
+    last_held_s: float
+    """Seconds for which devices had been held without a newly committed step, by the newest record."""
+    earlier: FinishedMark | None
+    ever_committed: bool
+    """Some record says that a step was saved; if ``checkpoints`` is empty all the same, something is wrong."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """It is durable."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """It is a checkpoint."""
+
+    id: int
+    name: str
+    attempt: int
+    step: int
+    size_bytes: int
+    seconds: float
+    pruned: tuple[str, ...] = ()
+    not_pruned: tuple[str, ...] = ()
+    """Why something could not be deleted; the next save tries again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """It could not be done."""
+
+    id: int
+    why: str
+    answered: bool
+    """The store answered: waiting does not cure it."""
+    kind: str
+    """``unreachable denied full missing refused conflict locked settings corrupt damaged internal``."""
+
+    @property
+    def conflict(self) -> bool:
+        """Somebody else did it first."""
+        return self.kind == "conflict"
+
+
+Reply = Opened | Done | Saved | Failed
+
+REQUESTS: Final[Mapping[str, type[Request]]] = {
+    kind.__name__: kind for kind in (Open, Claim, Save, Record, Finish, Ship)
+}
+REPLIES: Final[Mapping[str, type[Reply]]] = {kind.__name__: kind for kind in (Opened, Done, Saved, Failed)}

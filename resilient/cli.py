@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: reads what was asked, hands it on, and turns errors into exit codes.
+
+``run`` and ``config`` take torchrun's flags besides ours, so ``resilient.launch`` reads
+theirs. What carries a verb out is imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Final, NoReturn
+
+from resilient import launch, settings
+from resilient.core.exit_codes import ExitCode
+from resilient.errors import ResilientError, SettingsError
+
+_RUN_USAGE: Final = """\
+usage: resilient run [flags] train.py [arguments]      a script
+       resilient run [flags] -m pkg.train [arguments]  a module
+       resilient run [flags] --no-python ./program     a program
+       resilient run [flags] -- any command            anything; a torchrun in it is unwrapped
+
+Start workers, restart them in place when they fail, and exit with a code that tells Kubernetes what to do.
+torchrun's flags and PET_* variables are read as torchrun reads them: -m, --no-python, --standalone,
+--nproc-per-node N|cpu|gpu|auto, --max-restarts, --master-port and the others.
+"""
+_CONFIG_USAGE: Final = """\
+usage: resilient config [--json] [flags of resilient run]
+
+Print every setting that would hold for a run with these flags, its default, and where it comes from:
+default < /etc/resilient/config.toml < Run() < RESILIENT_* < flags. (What a script gives to Run() is not known here.)
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code is the contract's."""
+    if argv is None and sys.argv[1:2] == ["run"]:
+        # It waits until the supervisor can note it: before that it would kill, or get lost (PID 1 ignores it).
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        return _dispatch(list(sys.argv[1:] if argv is None else argv))
+    except ResilientError as error:
+        print(f"resilient: {error}", file=sys.stderr)
+        return ExitCode.CONFIG_FAULT
+    except KeyboardInterrupt:
+        return 130
+    except Exception:  # the top of the program: a bug of ours must not look like a worker's failure
+        traceback.print_exc()
+        print("resilient: cannot go on: a bug in resilient itself; please report the lines above", file=sys.stderr)
+        return ExitCode.INTERNAL
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints are settings errors like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SettingsError(f"cannot read the command line: {message}; see {self.prog} --help")
+
+
+def _dispatch(argv: list[str]) -> int:
+    if argv[:1] == ["run"]:
+        return _run(argv[1:])
+    if argv[:1] == ["config"]:
+        return _config(argv[1:])
+    asked = _parser().parse_args(argv)
+    if asked.verb == "explain":
+        from resilient.report.story import explain_command
+
+        return explain_command(asked.run, as_json=asked.json)
+    from resilient.supervisor.control import control_command
+
+    return control_command(asked.verb, asked.run)
+
+
+def _parser() -> argparse.ArgumentParser:
+    from resilient import __version__
+
+    parser = _Parser(
+        prog="resilient",
+        description="Make PyTorch training survive failures.",
+        epilog="RUN is the directory or URL of the checkpoints, or the directory of the journal.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"resilient {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND", parser_class=_Parser)
+    verbs.add_parser("run", help="start training and supervise it", add_help=False)
+    explain = verbs.add_parser("explain", help="tell what happened to a run, why, and what it cost")
+    explain.add_argument("run", metavar="RUN", help="directory or URL of the checkpoints, or directory of the journal")
+    explain.add_argument("--json", action="store_true", help="the same as JSON")
+    save = verbs.add_parser("save", help="have a run save a checkpoint now and go on")
+    stop = verbs.add_parser("stop", help="have a run save a checkpoint and end; Kubernetes will start its pod again")
+    for verb in (save, stop):
+        verb.add_argument("run", metavar="RUN", help="directory or URL of the checkpoints, or directory of the journal")
+    verbs.add_parser("config", help="print every setting, its default and where it comes from", add_help=False)
+    return parser
+
+
+def _run(argv: list[str]) -> int:
+    if not sys.platform.startswith("linux"):
+        raise SettingsError(
+            f"cannot supervise on {sys.platform}: it needs pidfds, subreapers and memfds, which only Linux has; "
+            "run the script with plain python, where it still saves and resumes"
+        )
+    from resilient.supervisor.main import refused, run_command
+
+    environ = settings.environment()
+    try:
+        if "help" not in launch.scan_run(argv).flags:
+            return run_command(launch.parse(argv, environ), environ)
+    except SettingsError as error:
+        refused(error, argv, environ)
+        raise
+    print(_RUN_USAGE + "\n" + _flags_help(), end="")
+    return ExitCode.FINISHED
+
+
+def _config(argv: list[str]) -> int:
+    scan = launch.scan_run(argv, program="resilient config", more=("json",))
+    if "help" in scan.flags:
+        print(_CONFIG_USAGE + "\n" + _flags_help(), end="")
+        return ExitCode.FINISHED
+    effective = settings.load(flags=launch.setting_flags(scan))
+    rows = [
+        (name, effective.text(name), settings.shown(name, declared.default), effective.origins[name])
+        for name, declared in settings.FIELDS.items()
+    ]
+    if "json" in scan.flags:
+        keys = ("value", "default", "origin")
+        print(json.dumps({name: dict(zip(keys, rest, strict=True)) for name, *rest in rows}, indent=2))
+    else:
+        print(_columns([("SETTING", "VALUE", "DEFAULT", "ORIGIN"), *rows]))
+    return ExitCode.FINISHED
+
+
+def _flags_help() -> str:
+    rows = []
+    for name, declared in settings.FIELDS.items():
+        default = "" if settings.is_switch(name) else f" [{settings.shown(name, declared.default)}]"
+        rows.append(("  " + settings.flag(name), declared.metadata["meaning"].replace("`", "") + default))
+    return "flags, each also as RESILIENT_NAME in the environment:\n" + _columns(rows) + "\n"
+
+
+def _columns(rows: Sequence[tuple[str, ...]]) -> str:
+    """Aligned text."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the state machine asks the supervisor's loop to do. The loop decides nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from resilient.core.causes import Verdict
+from resilient.core.events import Debit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenStore:
+    """Open the checkpoint store and answer ``Opened`` or ``OpenFailed``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartWorkers:
+    """Launch all workers as this attempt."""
+
+    attempt: int
+    launch: int
+    """1 for the first launch by this supervisor: ``TORCHELASTIC_RESTART_COUNT`` is one less."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NumberAttempt:
+    """The store is known now: the workers that run are this attempt of the run."""
+
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrderStop:
+    """Have all workers finish one common step, save there and leave."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndGroup:
+    """SIGTERM to the workers and all that is theirs, SIGKILL after the grace; answer ``GroupEnded``."""
+
+    grace_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectEvidence:
+    """Answer ``Collected``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetDeadline:
+    """Answer ``DeadlinePassed`` at this time, in place of any deadline set before."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClearDeadline:
+    """No deadline runs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settle:
+    """Make the newest whole snapshot durable; answer ``SaveSettled``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordDebit:
+    """Put the coming exit on record; answer ``Recorded`` or ``RecordFailed``."""
+
+    debit: Debit
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordFinished:
+    """Write the finished mark; answer ``Recorded`` or ``RecordFailed``."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Announce:
+    """Tell people and the journal what was decided, and why."""
+
+    text: str
+    verdict: Verdict | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exit:
+    """End the supervisor."""
+
+    code: int
+    why: str
+    """One plain sentence."""
+    do: str
+    """What the reader can do, or what happens next."""
+
+
+Command = (
+    OpenStore
+    | StartWorkers
+    | NumberAttempt
+    | OrderStop
+    | EndGroup
+    | CollectEvidence
+    | SetDeadline
+    | ClearDeadline
+    | Settle
+    | RecordDebit
+    | RecordFinished
+    | Announce
+    | Exit
+)

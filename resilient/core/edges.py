@@ -1,0 +1,376 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each event does to a job: the functions behind the table in :mod:`resilient.core.machine`.
+
+Every function takes the job, the event and the monotonic time, and returns the
+job in its next phase with the commands for the loop. None of them acts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from resilient.core import events as ev
+from resilient.core import policy
+from resilient.core.classify import classify
+from resilient.core.commands import (
+    Announce,
+    ClearDeadline,
+    CollectEvidence,
+    Command,
+    EndGroup,
+    Exit,
+    NumberAttempt,
+    OpenStore,
+    OrderStop,
+    RecordDebit,
+    RecordFinished,
+    SetDeadline,
+    Settle,
+    StartWorkers,
+)
+from resilient.core.exit_codes import NEEDS_DEBIT, OBSERVED_FAILURE, ExitCode
+from resilient.core.job import Job, Phase
+from resilient.core.policy import Decision
+
+Step = tuple[Job, tuple[Command, ...]]
+
+RESERVE_S: Final = 3.0
+RESERVE_SHARE: Final = 0.3
+"""Of the platform's grace so much, and no more than these seconds, is kept for putting the exit on record."""
+
+FINISHED: Final = Decision(code=ExitCode.FINISHED, why="all steps are done", do="nothing")
+
+
+def begin(job: Job, now: float) -> Step:
+    """The first step of a supervisor's life."""
+    job = replace(job, ledger=replace(job.ledger, held_since=now))
+    if job.has_store:
+        return job, (OpenStore(),)
+    return _launch(replace(job, attempt=1))
+
+
+def stay(job: Job, event: ev.Event, now: float) -> Step:
+    return job, ()
+
+
+def _launch(job: Job) -> Step:
+    job = replace(
+        job,
+        phase=Phase.RUNNING,
+        launch=job.launch + 1,
+        ended=frozenset(),
+        finished=frozenset(),
+    )
+    return job, (ClearDeadline(), StartWorkers(attempt=job.attempt, launch=job.launch))
+
+
+def _opened(job: Job, event: ev.Opened, now: float) -> Step:
+    job = replace(
+        job,
+        attempt=event.next_attempt,
+        ledger=policy.opening_ledger(
+            job.ledger,
+            committed_step=event.committed_step,
+            held_s=event.held_s,
+            debits=event.debits,
+            now=now,
+        ),
+    )
+    if event.ever_committed and event.committed_step == 0:
+        why = "steps of this run were committed, but its checkpoint directory lists none"
+        do = "check the checkpoint URL and its mount, or start with --fresh"
+        return _end(job, ExitCode.CONFIG_FAULT, why, do, now)
+    late = policy.too_long(job.ledger, job.terms, now)
+    return _ending(job, late, now) if late else (job, ())
+
+
+def prepared(job: Job, event: ev.Opened, now: float) -> Step:
+    job, commands = _opened(job, event, now)
+    return _launch(job) if job.phase is Phase.PREPARING else (job, commands)
+
+
+def opened_late(job: Job, event: ev.Opened, now: float) -> Step:
+    job, commands = _opened(job, event, now)
+    return (job, (NumberAttempt(attempt=job.attempt),)) if job.phase is Phase.RUNNING else (job, commands)
+
+
+def open_failed(job: Job, event: ev.OpenFailed, now: float) -> Step:
+    if event.wrong:
+        return _end(job, ExitCode.CONFIG_FAULT, event.why, "correct the checkpoint URL or its settings", now)
+    return _end(job, ExitCode.RESTART, event.why, "a fresh container tries the store again", now)
+
+
+def announced(job: Job, event: ev.Announced, now: float) -> Step:
+    return replace(job, has_store=True), (OpenStore(),)
+
+
+def cannot_run(job: Job, event: ev.CannotRun, now: float) -> Step:
+    if job.ledger.highest_step > 0:
+        return _end(job, ExitCode.RESCHEDULE, event.why, "the command ran before; another node is tried", now)
+    return _end(job, event.code, event.why, "correct the command or the image", now)
+
+
+def heartbeat_opened(job: Job, event: ev.HeartbeatOpened, now: float) -> Step:
+    return replace(job, ledger=replace(job.ledger, steps_known=True)), ()
+
+
+def advanced(job: Job, event: ev.Advanced, now: float) -> Step:
+    if event.step <= job.ledger.highest_step:
+        return job, ()
+    return replace(job, ledger=job.ledger.advanced(event.step)), ()
+
+
+def committed(job: Job, event: ev.Committed, now: float) -> Step:
+    if event.step <= job.ledger.committed_step:
+        return job, ()
+    return replace(job, ledger=job.ledger.committed(event.step, now)), ()
+
+
+def _note_end(job: Job, event: ev.WorkerEnded) -> Job:
+    """A worker that ends with 0 before anybody was told to stop has finished: ``break`` is a normal end."""
+    done = event.clean and (event.finished or job.phase is Phase.RUNNING)
+    return replace(
+        job,
+        ended=job.ended | {event.rank},
+        finished=job.finished | {event.rank} if done else job.finished,
+    )
+
+
+def worker_ended(job: Job, event: ev.WorkerEnded, now: float) -> Step:
+    job = _note_end(job, event)
+    if event.clean and len(job.ended) < job.ranks:
+        return job, ()
+    if event.clean:
+        job = replace(job, ending=_finished(job, event))
+    return _end_group(job)
+
+
+def _finished(job: Job, last: ev.WorkerEnded) -> Decision:
+    """Every worker ended with 0 by itself; ``break`` is a normal end, and is called by its name."""
+    if last.finished:
+        return FINISHED
+    if not job.ledger.steps_known:
+        return replace(FINISHED, why="every worker ended with 0")
+    return replace(FINISHED, why=f"every worker ended by itself, after step {job.ledger.highest_step}")
+
+
+def _reserve_s(job: Job) -> float:
+    return min(RESERVE_S, RESERVE_SHARE * job.terms.grace_s)
+
+
+def worker_left(job: Job, event: ev.WorkerEnded, now: float) -> Step:
+    job = _note_end(job, event)
+    return _end_group(job) if len(job.ended) == job.ranks else (job, ())
+
+
+def _end_group(job: Job, grace_s: float | None = None) -> Step:
+    grace = job.terms.stop_grace_s if grace_s is None else grace_s
+    return replace(job, phase=Phase.STOPPING), (ClearDeadline(), EndGroup(grace_s=grace))
+
+
+def ended_late(job: Job, event: ev.WorkerEnded, now: float) -> Step:
+    return _note_end(job, event), ()
+
+
+def hang_found(job: Job, event: ev.HangFound, now: float) -> Step:
+    if job.terms.observe:
+        return job, (Announce(text=f"rank {event.hang.rank} stands still; left alone (--observe)"),)
+    return _end_group(job)
+
+
+def unusable(job: Job, event: ev.Unusable, now: float) -> Step:
+    return _end(job, ExitCode.CONFIG_FAULT, event.why, "correct it, or start over with --fresh", now)
+
+
+def group_ended(job: Job, event: ev.GroupEnded, now: float) -> Step:
+    """All are gone: finished, leaving, ending for a reason known before, or a fault to judge."""
+    if job.ending is not None and job.ending.code == ExitCode.INTERNAL:
+        return _exit(job)
+    if job.leave_by is not None and job.ending is None and len(job.finished) == job.ranks:
+        job = replace(job, ending=FINISHED)
+    if job.leave_by is not None or job.ending is not None:
+        return _settle(job, now)
+    return replace(job, phase=Phase.JUDGING), (CollectEvidence(),)
+
+
+def _settle(job: Job, now: float) -> Step:
+    until = now + job.terms.settle_s if job.must_end_at is None else job.must_end_at - _reserve_s(job)
+    return replace(job, phase=Phase.SETTLING), (SetDeadline(at=until), Settle())
+
+
+def collected(job: Job, event: ev.Collected, now: float) -> Step:
+    verdict = classify(event.evidence)
+    decision = policy.decide(verdict, job.ledger, job.terms, now)
+    announce = Announce(text=f"{decision.why}; {decision.do}", verdict=verdict)
+    if decision.code is not None:
+        job, commands = _ending(job, decision, now)
+        return job, (announce, *commands)
+    job = replace(
+        job,
+        phase=Phase.BACKING_OFF,
+        attempt=job.attempt + 1,
+        ledger=job.ledger.struck(verdict.fingerprint, verdict.step or 0),
+    )
+    return job, (announce, SetDeadline(at=now + decision.delay_s))
+
+
+def launch_again(job: Job, event: ev.DeadlinePassed, now: float) -> Step:
+    return _launch(job)
+
+
+def asked_idle(job: Job, event: ev.LeaveAsked, now: float) -> Step:
+    """Asked to leave while no worker runs: save what there is, and go."""
+    return _settle(_marked(job, event, now), now)
+
+
+def asked_running(job: Job, event: ev.LeaveAsked, now: float) -> Step:
+    job = _marked(job, event, now)
+    boundary = now + (job.terms.grace_s - _reserve_s(job)) / 2
+    return replace(job, phase=Phase.LEAVING), (SetDeadline(at=boundary), OrderStop())
+
+
+def asked_busy(job: Job, event: ev.LeaveAsked, now: float) -> Step:
+    return _marked(job, event, now), ()
+
+
+def asked_recording(job: Job, event: ev.LeaveAsked, now: float) -> Step:
+    """The exit being recorded is overtaken by the request to leave: that one goes on record instead."""
+    job = _marked(job, event, now)
+    return _record(_left(job, job.ledger.committed_step), now)
+
+
+def asked_again(job: Job, event: ev.LeaveAsked, now: float) -> Step:
+    """A second Ctrl-C wants out now."""
+    return boundary_missed(job, ev.DeadlinePassed(), now) if event.urgent else (job, ())
+
+
+def opened_quietly(job: Job, event: ev.Opened, now: float) -> Step:
+    """Too late to train on it, but how the job leaves depends on what is durable."""
+    ledger = policy.opening_ledger(
+        job.ledger, committed_step=event.committed_step, held_s=event.held_s, debits=event.debits, now=now
+    )
+    return replace(job, ledger=ledger), ()
+
+
+def asked_settling(job: Job, event: ev.LeaveAsked, now: float) -> Step:
+    job = _marked(job, event, now)
+    return job, (SetDeadline(at=now + job.terms.grace_s - _reserve_s(job)),)
+
+
+def _marked(job: Job, event: ev.LeaveAsked, now: float) -> Job:
+    """Leaving outranks every ending but "finished" and "internal": what fails now is its consequence."""
+    keep = job.ending is not None and job.ending.code in (ExitCode.FINISHED, ExitCode.INTERNAL)
+    return replace(
+        job,
+        leave_by=event.by,
+        must_end_at=now + job.terms.grace_s if job.must_end_at is None else job.must_end_at,
+        ending=job.ending if keep else None,
+    )
+
+
+def boundary_missed(job: Job, event: ev.DeadlinePassed, now: float) -> Step:
+    """Somebody did not reach the boundary in time: the newest whole snapshot has to do."""
+    return _end_group(job, grace_s=min(job.terms.stop_grace_s, job.terms.grace_s / 10))
+
+
+def settled(job: Job, event: ev.SaveSettled, now: float) -> Step:
+    if job.ending is not None and job.ending.code == ExitCode.FINISHED and job.has_store:
+        reached = event.reached_step or 0
+        if event.durable_step < reached:
+            why = f"{job.ending.why}; but the last state, of step {reached}, is not saved: step {event.durable_step} is"
+            job = replace(job, ending=replace(job.ending, why=why, do="see why saving failed: resilient explain"))
+    return _record(_left(job, event.durable_step, event.reached_step), now)
+
+
+def settled_late(job: Job, event: ev.DeadlinePassed, now: float) -> Step:
+    return _record(_left(job, job.ledger.committed_step), now)
+
+
+def _left(job: Job, durable_step: int, reached_step: int | None = None) -> Job:
+    """Fill in how a job that was asked to leave has left."""
+    reached = job.ledger.highest_step if reached_step is None else reached_step
+    if job.leave_by is None or job.ending is not None:
+        return job
+    if job.terms.observe:
+        code: int = OBSERVED_FAILURE
+    elif job.ledger.steps_known and durable_step > 0 and durable_step >= reached:
+        code = ExitCode.PREEMPTED_SAVED
+    else:
+        code = ExitCode.PREEMPTED_UNSAVED
+    saved = f"step {durable_step} is saved" if durable_step else "nothing was saved"
+    why = f"asked to leave by {job.leave_by}; {saved}, step {reached} was reached"
+    return replace(job, ending=Decision(code=code, why=why, do="the run goes on from there when it is started again"))
+
+
+def _record(job: Job, now: float) -> Step:
+    """Put the ending on record where the contract asks for it, else exit."""
+    ending = job.ending
+    assert ending is not None, "nothing was decided"
+    if ending.code == ExitCode.FINISHED:
+        what: Command = RecordFinished(step=job.ledger.highest_step)
+    elif ending.code in NEEDS_DEBIT:
+        fingerprint = job.ledger.strikes[-1].fingerprint if job.ledger.strikes else ""
+        debit = ev.Debit(
+            code=int(ending.code or 0),
+            step=job.ledger.highest_step,
+            fingerprint=fingerprint,
+            held_s=job.ledger.held(now),
+        )
+        what = RecordDebit(debit=debit, why=ending.why)
+    else:
+        return _exit(job)
+    until = now + job.terms.record_s if job.must_end_at is None else job.must_end_at - _reserve_s(job) / 3
+    return replace(job, phase=Phase.RECORDING), (SetDeadline(at=until), what)
+
+
+def recorded(job: Job, event: ev.Recorded, now: float) -> Step:
+    return _exit(job)
+
+
+def record_failed(job: Job, event: ev.RecordFailed | ev.DeadlinePassed, now: float) -> Step:
+    """No ignored exit without a debit, unless the controller's own counters bound the loop."""
+    ending = job.ending
+    assert ending is not None, "nothing was decided"
+    why = event.why if isinstance(event, ev.RecordFailed) else "the store did not answer in time"
+    if ending.code == ExitCode.FINISHED or job.terms.counters_bound:
+        note = f"{ending.why} (not on record: {why})"
+        return _exit(replace(job, ending=replace(ending, why=note)))
+    blocked = Decision(
+        code=ExitCode.INTERNAL,
+        why=f"{ending.why}; that exit ({ending.code}) could not be put on record: {why}",
+        do="restore the checkpoint store; the job goes on from its newest checkpoint",
+    )
+    return _exit(replace(job, ending=blocked))
+
+
+def _exit(job: Job) -> Step:
+    ending = job.ending
+    assert ending is not None, "nothing was decided"
+    assert ending.code is not None, "a restart is not an ending"
+    return replace(job, phase=Phase.ENDED), (ClearDeadline(), Exit(code=ending.code, why=ending.why, do=ending.do))
+
+
+def broken(job: Job, event: ev.Broken, now: float) -> Step:
+    why = f"the supervisor failed: {event.why}"
+    return _end(job, ExitCode.INTERNAL, why, "please report it with the journal", now)
+
+
+def broken_last(job: Job, event: ev.Broken, now: float) -> Step:
+    """Nothing is left to end: say it and go."""
+    why = f"the supervisor failed: {event.why}"
+    return _exit(replace(job, ending=Decision(code=ExitCode.INTERNAL, why=why, do="please report it with the journal")))
+
+
+def _end(job: Job, code: int, why: str, do: str, now: float) -> Step:
+    return _ending(job, Decision(code=code, why=why, do=do), now)
+
+
+def _ending(job: Job, decision: Decision, now: float) -> Step:
+    """End for a reason: first the workers, then the newest snapshot, then the record, then the exit."""
+    job = replace(job, ending=decision)
+    if job.phase in (Phase.RUNNING, Phase.LEAVING):
+        return _end_group(job)
+    if job.phase is Phase.JUDGING:
+        return _settle(job, now)
+    return _record(job, now)

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can happen to a job, as the supervisor's state machine hears of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from resilient.core.evidence import Evidence, Hang
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Debit:
+    """An exit that is on record: what spends a submission's budget across containers."""
+
+    code: int
+    step: int
+    """Highest step completed when it was recorded."""
+    fingerprint: str = ""
+    held_s: float = 0.0
+    """Seconds for which devices had been held without a newly committed step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """The store answered: what it knows of the run."""
+
+    next_attempt: int
+    committed_step: int = 0
+    """Step of the newest checkpoint, 0 where there is none."""
+    ever_committed: bool = False
+    """Some record says that a step was committed, whatever the listing shows."""
+    held_s: float = 0.0
+    """Seconds that earlier attempts of this submission held devices without a newly committed step."""
+    debits: tuple[Debit, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenFailed:
+    """The store could not be opened, after the patience it was due."""
+
+    why: str
+    wrong: bool
+    """It answered, and the settings or its content are wrong: nothing will cure that by waiting."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Announced:
+    """A worker's ``Run`` named the store; until then none was known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CannotRun:
+    """The command does not exist (127) or is not executable (126)."""
+
+    code: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeartbeatOpened:
+    """A worker constructed its ``Run``: from now on steps are known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advanced:
+    """All workers have completed this step, and none before had got so far."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Committed:
+    """A checkpoint of this step is durable."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerEnded:
+    """A worker process is gone."""
+
+    rank: int
+    clean: bool
+    """It ended with 0, and not in the middle of its loop."""
+    finished: bool
+    """Its heartbeat says that all steps were done (or that an earlier submission had done them)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HangFound:
+    """A worker stands still beyond its bound; stacks are already taken."""
+
+    hang: Hang
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unusable:
+    """The workers' settings contradict, or the store holds checkpoints and none may be loaded."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupEnded:
+    """No worker and no process of theirs is left."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collected:
+    """The evidence of the attempt that ended."""
+
+    evidence: Evidence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaveAsked:
+    """SIGTERM (preemption, ``kubectl delete``), Ctrl-C, or ``resilient stop``."""
+
+    by: str
+    urgent: bool = False
+    """Asked for a second time, by a person."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadlinePassed:
+    """The deadline that the present phase had set."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaveSettled:
+    """Nothing is being saved any more."""
+
+    durable_step: int
+    """Step of the newest durable checkpoint, 0 for none."""
+    reached_step: int | None = None
+    """Step that the last workers stood at; ``None`` where they never trained."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """What was to be put on record is durable."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordFailed:
+    """It is not."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Broken:
+    """The supervisor itself failed, or lost the run to another one."""
+
+    why: str
+
+
+Event = (
+    Opened
+    | OpenFailed
+    | Announced
+    | CannotRun
+    | HeartbeatOpened
+    | Advanced
+    | Committed
+    | WorkerEnded
+    | HangFound
+    | Unusable
+    | GroupEnded
+    | Collected
+    | LeaveAsked
+    | DeadlinePassed
+    | SaveSettled
+    | Recorded
+    | RecordFailed
+    | Broken
+)
+
+EVENTS: Final[tuple[type[Event], ...]] = (
+    Opened,
+    OpenFailed,
+    Announced,
+    CannotRun,
+    HeartbeatOpened,
+    Advanced,
+    Committed,
+    WorkerEnded,
+    HangFound,
+    Unusable,
+    GroupEnded,
+    Collected,
+    LeaveAsked,
+    DeadlinePassed,
+    SaveSettled,
+    Recorded,
+    RecordFailed,
+    Broken,
+)

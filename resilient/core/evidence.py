@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evidence: what was seen of a failed attempt, before anybody judges it.
+
+Frozen words only. Every text in here has passed the redaction boundary
+(:mod:`resilient.core.redact`) before it was put in. What could not be read is
+``None``: unknown, never fine.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class Ruling(str, enum.Enum):
+    """What the user's own code ruled, by raising ``resilient.Stop`` and its siblings."""
+
+    STOP = "stop"
+    RETRY = "retry"
+    RESCHEDULE = "reschedule"
+
+
+class Place(str, enum.Enum):
+    """Where a worker was, by its heartbeat."""
+
+    UNKNOWN = "unknown"
+    """It never opened a heartbeat."""
+    OUTSIDE = "outside"
+    """Between steps: set-up, data, evaluation, the user's own saves."""
+    STEP = "step"
+    """Inside the decorated step."""
+    FINISHED = "finished"
+    """After the loop."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorLink:
+    """One exception of a chain."""
+
+    type: str
+    """Qualified name; builtins without their module, e.g. ``ValueError``, ``torch.OutOfMemoryError``."""
+    message: str
+    bases: tuple[str, ...] = ()
+    """Qualified names of its base classes, nearest first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorRecord:
+    """The exception that ended a worker, as the worker itself (or torchelastic) wrote it down."""
+
+    chain: tuple[ErrorLink, ...]
+    """The exception first, then its causes and contexts, members of groups and
+    ``CheckpointException.failures``; never empty."""
+    traceback: str = ""
+    frame: str | None = None
+    """Innermost frame of the user's own code: ``train.py:41 in loss``."""
+    function: str | None = None
+    """The same frame without its line, for fingerprints: ``train.py:loss``."""
+    rank: int | None = None
+    host: str | None = None
+    step: int | None = None
+    monotonic_s: float | None = None
+    wall_s: float | None = None
+    ruling: Ruling | None = None
+
+    @property
+    def type(self) -> str:
+        return self.chain[0].type
+
+    @property
+    def message(self) -> str:
+        return self.chain[0].message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankEvidence:
+    """What is known of one worker of the attempt."""
+
+    rank: int
+    exit_code: int | None = None
+    """As the process gave it; ``None`` where a signal ended it or it was still alive."""
+    signal: int | None = None
+    """The signal that ended it, as a positive number."""
+    order: int | None = None
+    """0 for the worker that was seen to end first, 1 for the next."""
+    stopped: bool = False
+    """It ended only after the group was told to stop: not the one to blame by its exit."""
+    error: ErrorRecord | None = None
+    stderr_tail: str = ""
+    step: int | None = None
+    """The step it had entered last (1 for the first of the run)."""
+    place: Place = Place.UNKNOWN
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hang:
+    """A worker that stood still beyond its bound."""
+
+    rank: int
+    """The rank that is stuck elsewhere than its peers, else the one that stood still longest."""
+    place: Place
+    phase: str | None
+    """Name of the ``run.phase`` it was in."""
+    silent_s: float
+    bound_s: float
+    where: str | None = None
+    """Innermost Python frame of the stuck rank, from faulthandler: ``train.py:41 in loss``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """Everything collected about one ended attempt."""
+
+    ranks: tuple[RankEvidence, ...]
+    hang: Hang | None = None
+    oom_kills: int | None = None
+    """By how much the cgroup's ``oom_kill`` counter rose during the attempt."""
+    shm_used_fraction: float | None = None
+    disk_used_fraction: float | None = None
+    """Of the file system that holds the journal."""

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The state of a supervised job: one frozen value, changed only by :mod:`resilient.core.machine`."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from resilient.core.policy import Decision, Ledger, Terms
+
+
+class Phase(str, enum.Enum):
+    """Where a job stands."""
+
+    PREPARING = "preparing"
+    """The store is being opened; no worker exists."""
+    RUNNING = "running"
+    LEAVING = "leaving"
+    """Asked to leave: all workers go to one common boundary."""
+    STOPPING = "stopping"
+    """The group is being ended."""
+    JUDGING = "judging"
+    """Evidence is being collected."""
+    BACKING_OFF = "backing off"
+    SETTLING = "settling"
+    """No workers any more; the newest snapshot is made durable before an exit."""
+    RECORDING = "recording"
+    """The exit is being put on record."""
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """The whole state. ``ending`` says how it will end once that is decided."""
+
+    terms: Terms
+    ranks: int
+    phase: Phase = Phase.PREPARING
+    ledger: Ledger = field(default_factory=Ledger)
+    attempt: int = 0
+    launch: int = 0
+    has_store: bool = False
+    ended: frozenset[int] = frozenset()
+    """Ranks of this attempt that are gone."""
+    finished: frozenset[int] = frozenset()
+    """Those of them that ended with 0 and had nothing left to do."""
+    leave_by: str | None = None
+    """Who asked to leave; from then on nothing is started and nobody is blamed."""
+    must_end_at: float | None = None
+    """When the platform will kill us, once it has asked to leave."""
+    ending: Decision | None = None

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rules, in order: for each rank the first that holds decides.
+
+The order is the argument. The user's rulings come first, then what the driver
+and the fabric say, then the exception that the worker died of (from those that
+name a cause to those that name a type), then signals and lines without an
+exception, and last what an exit code can tell.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from resilient.core.rule import Rule
+from resilient.core.rules_cuda import CUDA_RULES
+from resilient.core.rules_driver import DRIVER_RULES, LATE_DRIVER_RULES
+from resilient.core.rules_host import EXIT_RULES, HANG_RULES, HOST_RULES, LOADER_RULES
+from resilient.core.rules_link import ABORT_RULES, IB_RULES, MISUSE_RULES, PEER_RULES
+from resilient.core.rules_python import EXCEPTION_RULES, LAST_EXCEPTION_RULES, RULING_RULES
+from resilient.core.rules_storage import STORAGE_RULES
+
+RULES: Final[tuple[Rule, ...]] = (
+    *RULING_RULES,
+    *DRIVER_RULES,
+    *IB_RULES,
+    *HANG_RULES,
+    *MISUSE_RULES,
+    *CUDA_RULES,
+    *LOADER_RULES,
+    *STORAGE_RULES,
+    *PEER_RULES,
+    *EXCEPTION_RULES,
+    *LAST_EXCEPTION_RULES,
+    *ABORT_RULES,
+    *LATE_DRIVER_RULES,
+    *HOST_RULES,
+    *EXIT_RULES,
+)

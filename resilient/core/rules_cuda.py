@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rules about CUDA: its error strings, in torch's and NCCL's own forms, and device memory.
+
+Only rows. An error that a kernel of the user's can cause as well as a card is never
+a device verdict; the strings are those of cudaGetErrorString.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from resilient.core.causes import Action, Cause, Confidence
+from resilient.core.evidence import Evidence
+from resilient.core.rule import (
+    AllOf,
+    AnyOf,
+    Condition,
+    Family,
+    Rule,
+    died_of,
+    left_behind,
+    printed,
+    raised,
+    raised_anywhere,
+)
+from resilient.core.symptoms import Lane, Symptoms
+
+CUDA: Final = "https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__TYPES.html"
+TORCH_CUDA: Final = "https://github.com/pytorch/pytorch/blob/main/c10/cuda/CUDAException.cpp"
+
+_TYPES: Final = ("RuntimeError", "CudaError", "DeferredCudaCallError")
+# torch's own forms, today's and that of old releases; NCCL's; and the same below a "Caught RuntimeError in replica".
+_BEFORE: Final = (
+    r"^(?:[\w.]{1,80}: )?(?:\[[^\n]{0,160}\] )?(?:.{0,120}terminated with exception: )?"
+    r"(?:CUDA error: |CUDA driver error: |cuda runtime error \(\d{1,4}\) : |Cuda failure (?:\d{1,4} )?')"
+)
+
+
+def _cuda_said(*strings: str) -> Condition:
+    """State that CUDA reported one of these, in a form that only torch or NCCL print."""
+    pattern = _BEFORE + "(?:" + "|".join(strings) + ")"
+    return AnyOf((raised_anywhere(*_TYPES, text=pattern), printed(Lane.TORCH, pattern), printed(Lane.NCCL, pattern)))
+
+
+def _cuda(
+    name: str,
+    cause: Cause,
+    action: Action,
+    why: str,
+    *strings: str,
+    said: str = "",
+    confidence: Confidence = Confidence.HIGH,
+    device_grade: bool = False,
+) -> Rule:
+    return Rule(
+        id=f"cuda-{name}",
+        family=Family.CUDA,
+        cause=cause,
+        action=action,
+        confidence=confidence,
+        when=_cuda_said(*strings),
+        why=f"{why} on rank {{rank}}{{where}}: {{seen}}",
+        source=CUDA,
+        example=died_of("torch.AcceleratorError", f"CUDA error: {said or strings[0]}\nCompile with TORCH_USE_CUDA_DSA"),
+        device_grade=device_grade,
+    )
+
+
+def _no_device_anywhere(symptoms: Symptoms) -> str | None:
+    """No rank of a run that has not made a step sees a device: there is none to see."""
+    ranks = symptoms.evidence.ranks
+    return "" if all(rank.step in (None, 0) for rank in ranks) else None
+
+
+_NO_DEVICE: Final = AnyOf(
+    (_cuda_said("no CUDA-capable device is detected"), raised("RuntimeError", text="^No CUDA GPUs"))
+)
+_LATER: Final = Evidence(ranks=(died_of("RuntimeError", "No CUDA GPUs are available", step=12).ranks[0],))
+
+_OTHER: Final = AnyOf(
+    (
+        _cuda_said(""),
+        raised_anywhere("RuntimeError", text=r"\bCU(?:BLAS|DNN|FFT|SPARSE|SOLVER)_STATUS_|cuDNN error: "),
+    )
+)
+# What assert() prints inside of a kernel. The error that comes up afterwards is whatever call was next.
+_KERNEL_ASSERT: Final = r"^\S{1,400}\.cuh?:\d+: .{0,400}: block: \[\d+,\d+,\d+\], thread: \[\d+,\d+,\d+\] Assertion "
+_KERNEL_ASSERTED: Final = (
+    "/aten/src/ATen/native/cuda/Loss.cu:250: nll_loss: block: [0,0,0], thread: [4,0,0] Assertion `t >= 0` failed.",
+    "Traceback (most recent call last):",
+    "RuntimeError: CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`",
+)
+
+_BROKEN, _CODE = (Cause.DEVICE_FAULT, Action.RESCHEDULE), (Cause.USER_CODE, Action.STOP)
+_SETUP, _UNCLEAR = (Cause.CONFIG_OR_ENVIRONMENT, Action.STOP), (Cause.AMBIGUOUS, Action.INVESTIGATE)
+
+CUDA_RULES: Final = (
+    _cuda(
+        "ecc",
+        *_BROKEN,
+        "GPU memory had an error that ECC could not correct",
+        "uncorrectable ECC error",
+        device_grade=True,
+    ),
+    _cuda(
+        "nvlink",
+        Cause.INTERCONNECT_FAULT,
+        Action.RESCHEDULE,
+        "NVLink had an error that it could not correct",
+        "uncorrectable NVLink error",
+        "Invalid access of peer GPU memory over nvlink or a hardware error",
+        device_grade=True,
+    ),
+    _cuda(
+        "external",
+        *_BROKEN,
+        "a device outside CUDA failed",
+        "an async error has occured in external",
+        device_grade=True,
+    ),
+    _cuda(
+        "out-of-memory",
+        Cause.OUT_OF_MEMORY_DEVICE,
+        Action.STOP,
+        "the GPU has too little memory",
+        "out of memory",
+        confidence=Confidence.MEDIUM,
+    ),
+    Rule(
+        id="torch-out-of-memory",
+        family=Family.CUDA,
+        cause=Cause.OUT_OF_MEMORY_DEVICE,
+        action=Action.STOP,
+        confidence=Confidence.MEDIUM,
+        when=AnyOf(
+            (
+                raised_anywhere("OutOfMemoryError", text=r"^(?!.{0,80}more than 1EB)"),
+                raised_anywhere("RuntimeError", text=r"(?:CUDA|HIP) out of memory|CUBLAS_STATUS_ALLOC_FAILED"),
+                printed(Lane.TORCH, r"(?:CUDA|HIP) out of memory\. Tried"),
+            )
+        ),
+        why="the GPU of rank {rank} has too little memory{where}: {seen}",
+        source="https://docs.pytorch.org/docs/stable/notes/cuda.html",
+        example=died_of("torch.OutOfMemoryError", "CUDA out of memory. Tried to allocate 2.00 GiB."),
+    ),
+    _cuda(
+        "assert",
+        *_CODE,
+        "a device-side assertion failed (an index or label out of range)",
+        "device-side assert triggered",
+    ),
+    Rule(
+        id="cuda-kernel-assert",
+        family=Family.CUDA,
+        cause=Cause.USER_CODE,
+        action=Action.STOP,
+        when=AllOf((printed(Lane.STDERR, _KERNEL_ASSERT), _OTHER)),
+        why="an assertion inside a kernel failed on rank {rank} (an index or label out of range){where}: {seen}",
+        source=TORCH_CUDA,
+        example=left_behind(*_KERNEL_ASSERTED, code=1),
+    ),
+    _cuda(
+        "driver",
+        *_SETUP,
+        "the driver does not fit the image",
+        "CUDA driver version is insufficient",
+        "CUDA driver is a stub library",
+        "API call is not supported in the installed CUDA driver",
+        "system has unsupported display driver / cuda driver combination",
+        "forward compatibility was attempted on non supported HW",
+        "the provided PTX was compiled with an unsupported toolchain",
+        "Loader version is insufficient",
+    ),
+    _cuda(
+        "build",
+        *_SETUP,
+        "the program was not built for this GPU",
+        "no kernel image is available for execution on the device",
+        "invalid device function",
+        "device kernel image is invalid",
+        "a PTX JIT compilation failed",
+        "PTX JIT compil",
+    ),
+    Rule(
+        id="cuda-not-there",
+        family=Family.CUDA,
+        cause=Cause.CONFIG_OR_ENVIRONMENT,
+        action=Action.STOP,
+        confidence=Confidence.MEDIUM,
+        when=AnyOf(
+            (
+                raised(
+                    "RuntimeError",
+                    text=r"^Found no NVIDIA driver on your system|^The NVIDIA driver on your system is too old",
+                ),
+                raised("AssertionError", text=r"^Torch not compiled with CUDA enabled"),
+            )
+        ),
+        why="CUDA cannot be used on rank {rank}: {seen}",
+        source="https://github.com/pytorch/pytorch/blob/main/torch/csrc/cuda/Module.cpp",
+        example=died_of("AssertionError", "Torch not compiled with CUDA enabled"),
+    ),
+    Rule(
+        id="cuda-no-device-at-start",
+        family=Family.CUDA,
+        cause=Cause.AMBIGUOUS,
+        action=Action.INVESTIGATE,
+        confidence=Confidence.LOW,
+        when=AllOf((_NO_DEVICE, _no_device_anywhere)),
+        why="rank {rank} saw no GPU before its first step; a lost GPU or a pod that asked for none: {seen}",
+        source=CUDA,
+        example=died_of("RuntimeError", "No CUDA GPUs are available"),
+    ),
+    Rule(
+        id="cuda-device-lost",
+        family=Family.CUDA,
+        cause=Cause.DEVICE_FAULT,
+        action=Action.RESCHEDULE,
+        when=_NO_DEVICE,
+        why="a GPU that was there is gone on rank {rank}: {seen}",
+        source=CUDA,
+        example=_LATER,
+        device_grade=True,
+    ),
+    _cuda(
+        "busy",
+        *_BROKEN,
+        "the GPU is taken or in a bad state",
+        r"(?:all )?CUDA-capable device\(s\) (?:is/are|are) busy or unavailable",
+        said="CUDA-capable device(s) is/are busy or unavailable",
+        confidence=Confidence.MEDIUM,
+    ),
+    _cuda(
+        "fabric-not-ready",
+        *_BROKEN,
+        "the node's GPU fabric is not ready",
+        "system not yet initialized",
+        "GPU fabric is not ready",
+        confidence=Confidence.MEDIUM,
+    ),
+    _cuda(
+        "memory-access",
+        *_UNCLEAR,
+        "a kernel went wrong, by a bug or a bad board",
+        "an illegal memory access was encountered",
+        "misaligned address",
+        "operation not supported on global/shared address space",
+        "invalid program counter",
+        confidence=Confidence.LOW,
+    ),
+    _cuda(
+        "launch-failure",
+        *_UNCLEAR,
+        "a kernel ended without a reason",
+        "unspecified launch failure",
+        "an illegal instruction was encountered",
+        "hardware stack error",
+        "the launch timed out and was terminated",
+        "wait operation timed out",
+        confidence=Confidence.LOW,
+    ),
+    _cuda(
+        "usage",
+        *_CODE,
+        "CUDA was called wrongly",
+        "invalid argument",
+        "invalid configuration argument",
+        "too many resources requested for launch",
+        "too many blocks in cooperative launch",
+        "tensor memory not completely freed",
+        "operation not permitted when stream is capturing",
+        confidence=Confidence.MEDIUM,
+    ),
+    _cuda(
+        "ordinal",
+        *_SETUP,
+        "a GPU of that number does not exist (more workers than GPUs, or a missing one)",
+        "invalid device ordinal",
+        confidence=Confidence.MEDIUM,
+    ),
+    Rule(
+        id="cuda-other",
+        family=Family.CUDA,
+        cause=Cause.AMBIGUOUS,
+        action=Action.INVESTIGATE,
+        confidence=Confidence.LOW,
+        when=_OTHER,
+        why="the GPU of rank {rank} reported an error that names no culprit{where}: {seen}",
+        source=TORCH_CUDA,
+        example=died_of("torch.AcceleratorError", "CUDA error: unknown error"),
+    ),
+)

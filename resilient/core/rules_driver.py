@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rules about what the driver says of its devices.
+
+Only rows. Which Xid means what follows NVIDIA's Xid catalog; one that a program
+causes as often as a board is never a device verdict.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from resilient.core.causes import Action, Cause, Confidence
+from resilient.core.rule import (
+    Family,
+    Role,
+    Rule,
+    left_behind,
+    printed,
+)
+from resilient.core.symptoms import Lane
+
+XID: Final = "https://docs.nvidia.com/deploy/xid-errors/"
+FABRIC: Final = "https://docs.nvidia.com/datacenter/tesla/fabric-manager-user-guide/"
+
+_BUS: Final = r"^NVRM: Xid \(PCI:[0-9a-fA-F:.]{7,20}(?: GPU-I:\d+)?(?: GPU-CI:\d+)?\): "
+
+
+def _xid_line(number: int, text: str) -> str:
+    return f"[ 1234.567890] NVRM: Xid (PCI:0000:05:00): {number}, pid=4242, name=python3, {text}"
+
+
+def _xid(
+    name: str,
+    numbers: tuple[int, ...],
+    why: str,
+    *,
+    text: str = "",
+    said: str = "",
+    cause: Cause = Cause.DEVICE_FAULT,
+    action: Action = Action.RESCHEDULE,
+    role: Role = Role.CULPRIT,
+    confidence: Confidence = Confidence.HIGH,
+    device_grade: bool = True,
+) -> Rule:
+    """Make the rule for some Xids, whose line also says ``text``."""
+    choice = "|".join(map(str, numbers))
+    return Rule(
+        id=f"xid-{name}",
+        family=Family.DRIVER,
+        cause=cause,
+        action=action,
+        role=role,
+        confidence=confidence,
+        when=printed(Lane.KERNEL, rf"{_BUS}(?:{choice}),{text}"),
+        why=f"the driver of rank {{rank}}'s node reported {why}: {{seen}}",
+        source=XID,
+        example=left_behind(_xid_line(numbers[0], said or why), code=1),
+        device_grade=device_grade,
+    )
+
+
+DRIVER_RULES: Final = (
+    _xid("ecc", (48, 95, 140, 172), "a memory error that ECC could not correct"),
+    _xid("remap-failure", (64, 157), "memory rows that could not be remapped"),
+    _xid("off-the-bus", (79, 167), "that the GPU fell off the bus", said="GPU has fallen off the bus."),
+    Rule(
+        id="driver-off-the-bus",
+        family=Family.DRIVER,
+        cause=Cause.DEVICE_FAULT,
+        action=Action.RESCHEDULE,
+        when=printed(Lane.KERNEL, r"^NVRM: .{0,200}GPU (?:has fallen off the bus|is lost)"),
+        why="the driver of rank {rank}'s node lost a GPU: {seen}",
+        source=XID,
+        example=left_behind("NVRM: GPU 0000:18:00.0: GPU has fallen off the bus.", code=1),
+        device_grade=True,
+    ),
+    _xid(
+        "nvlink",
+        (74, 136, 150, 173),
+        "an NVLink error",
+        cause=Cause.INTERCONNECT_FAULT,
+    ),
+    _xid(
+        "nvlink-fatal",
+        (144, 145, 146, 149),
+        "a fatal NVLink error",
+        text=r".{0,200}(?<!Non-)(?<!Non)\bFatal\b",
+        said="NETIR_LINK_EVT Fatal XC0 i0 Link 08",
+        cause=Cause.INTERCONNECT_FAULT,
+    ),
+    _xid("firmware", (46, 61, 62, 110, 119, 120, 143, 158, 166, 169, 175), "that the GPU's own processor gave up"),
+    _xid(
+        "after-another",
+        (45,),
+        "that it removed the process after a fault of the device",
+        text=r".{0,200} caused by previous Xid (?:46|48|62|64|74|79|95|119|120|140|143|149|158)\b",
+        said="Ch 00000008 caused by previous Xid 48",
+    ),
+    _xid("board", (54, 57, 58, 59, 151, 168), "a fault of the board"),
+    _xid(
+        "recovery-action",
+        (154,),
+        "that the GPU needs recovery",
+        text=r".{0,200} to 0x[0-9a-fA-F]+ \((?!None\))",
+        said="GPU recovery action changed from 0x0 (None) to 0x1 (GPU Reset Required)",
+    ),
+    Rule(
+        id="sxid-fatal",
+        family=Family.DRIVER,
+        cause=Cause.INTERCONNECT_FAULT,
+        action=Action.RESCHEDULE,
+        when=printed(Lane.KERNEL, r"^nvidia-nvswitch\d+: SXid \(PCI:[0-9a-fA-F:.]{7,20}\): \d+, Fatal\b"),
+        why="the NVSwitch of rank {rank}'s node reported a fatal error: {seen}",
+        source=FABRIC,
+        example=left_behind(
+            "nvidia-nvswitch0: SXid (PCI:0000:00:00.0): 20034, Fatal, Link 30 LTSSM Fault Up", signal=6
+        ),
+        device_grade=True,
+    ),
+    _xid(
+        "ecc-contained",
+        (94,),
+        "a memory error that was contained, so that a new process may use the GPU",
+        action=Action.RESTART_IN_PLACE,
+        device_grade=False,
+    ),
+)
+
+LATE_DRIVER_RULES: Final = (
+    _xid(
+        "program",
+        (13, 31, 43, 69, 137),
+        "an exception that programs cause more often than boards",
+        cause=Cause.AMBIGUOUS,
+        action=Action.INVESTIGATE,
+        confidence=Confidence.LOW,
+        device_grade=False,
+    ),
+    _xid(
+        "either",
+        (8, 11, 25, 32, 38, 39, 40, 41, 44, 80, 109, 155, 159),
+        "an error of the driver or the program",
+        cause=Cause.AMBIGUOUS,
+        action=Action.INVESTIGATE,
+        confidence=Confidence.LOW,
+        device_grade=False,
+    ),
+    _xid(
+        "cleanup",
+        (45,),
+        "that it removed the process after another fault",
+        cause=Cause.AMBIGUOUS,
+        action=Action.INVESTIGATE,
+        role=Role.VICTIM,
+        confidence=Confidence.LOW,
+        device_grade=False,
+    ),
+)

@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rules about exceptions: the user's rulings, storage, data, set-up, and plain bugs.
+
+Only rows, from the most telling to the least. The last one takes every exception
+that no other row knows for the code's own.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from resilient.core.causes import Action, Cause, Confidence
+from resilient.core.evidence import ErrorLink, ErrorRecord, Evidence, RankEvidence, Ruling
+from resilient.core.rule import AnyOf, Condition, Family, Rule, exception_rule, raised, raised_anywhere
+from resilient.core.symptoms import Symptoms
+
+ERRNO: Final = "https://man7.org/linux/man-pages/man3/errno.3.html"
+TORCH: Final = "https://docs.pytorch.org/docs/stable/"
+
+
+def _ruling(ruling: Ruling, name: str) -> Condition:
+    def holds(symptoms: Symptoms) -> str | None:
+        record = symptoms.rank.error
+        if record is not None and record.ruling is not None:
+            return record.message if record.chain and record.ruling is ruling else None
+        # A worker that could not write its record has said the same in its traceback.
+        head = symptoms.chain[0] if symptoms.chain else None
+        by_name = head is not None and head.type in (f"resilient.errors.{name}", f"resilient.{name}")
+        return head.message if head is not None and by_name else None
+
+    return holds
+
+
+def _rule_of(ruling: Ruling, name: str, cause: Cause, action: Action, what: str) -> Rule:
+    link = ErrorLink(type=f"resilient.errors.{name}", message="the loss is nan")
+    worker = RankEvidence(rank=0, exit_code=1, order=0, error=ErrorRecord(chain=(link,), ruling=ruling))
+    return Rule(
+        id=f"ruled-{ruling.value}",
+        family=Family.RULING,
+        cause=cause,
+        action=action,
+        when=_ruling(ruling, name),
+        why=f"the code of rank {{rank}} asked {what}{{where}}: {{seen}}",
+        source="resilient/errors.py",
+        example=Evidence(ranks=(worker,)),
+    )
+
+
+RULING_RULES: Final = (
+    _rule_of(Ruling.STOP, "Stop", Cause.USER_CODE, Action.STOP, "for the job to be stopped"),
+    _rule_of(Ruling.RESCHEDULE, "Reschedule", Cause.AMBIGUOUS, Action.RESCHEDULE, "to be moved to another node"),
+    _rule_of(Ruling.RETRY, "Retry", Cause.AMBIGUOUS, Action.RESTART_IN_PLACE, "for a restart"),
+)
+
+
+_CODE, _DATA = (Cause.USER_CODE, Action.STOP), (Cause.USER_DATA, Action.STOP)
+_SETUP: Final = (Cause.CONFIG_OR_ENVIRONMENT, Action.STOP)
+_COMPILERS: Final = (
+    "BackendCompilerFailed", "InductorError", "CppCompileError", "LoweringException", "CompilationError",
+    "TorchRuntimeError", "PTXASError", "TritonMissing", "InternalTorchDynamoError", "Unsupported",
+)  # fmt: skip
+_UNREADABLE: Final = (
+    "UnicodeDecodeError", "JSONDecodeError", "UnidentifiedImageError", "ArrowInvalid", "ParserError",
+    "DatasetGenerationError", "DataFilesNotFoundError", "EOFError", "ReadError",
+)  # fmt: skip
+
+EXCEPTION_RULES: Final = (
+    exception_rule(
+        "non-finite",
+        Cause.NUMERIC_INSTABILITY,
+        Action.STOP,
+        "rank {rank} met numbers that are not finite",
+        AnyOf(
+            (
+                raised("FloatingPointError"),
+                raised(
+                    text=r"(?i)\bnon-?finite\b|\b(?:loss|grad\w*|norm)\b.{0,60}\b(?:nan|inf|infinite)\b"
+                    r"|\bnan (?:values?|loss)\b"
+                ),
+            )
+        ),
+        ("FloatingPointError", "Minimum loss scale reached (0.0001)."),
+        TORCH + "notes/amp_examples.html",
+        Confidence.MEDIUM,
+    ),
+    exception_rule(
+        "state-dict",
+        *_CODE,
+        "rank {rank} loaded a state that does not fit the model",
+        raised_anywhere(
+            "RuntimeError",
+            "KeyError",
+            "ValueError",
+            text=r"in loading state_dict|key\(s\) in state_dict|parameter group that d",
+        ),
+        ("RuntimeError", "Error(s) in loading state_dict for Net:\n\tsize mismatch for weight"),
+        TORCH + "notes/serialization.html",
+    ),
+    exception_rule(
+        "shape-mismatch",
+        *_CODE,
+        "tensors on rank {rank} do not fit one another",
+        raised_anywhere(
+            "RuntimeError",
+            "ValueError",
+            text=r"shapes cannot be multiplied|must match the (?:size|existing size)|size mismatch"
+            r"|^(?:The )?size of tensor"
+            r"|is invalid for input of size|Sizes of tensors must match|tensors to be on the same device|shape mismatch"
+            r"|[Ee]xpected (?:input batch_size|scalar type|all tensors|object of)|should be the same|mat1 and mat2 must"
+            r"|does not require grad|one of the variables needed for gradient|backward through the graph a second time",
+        ),
+        ("RuntimeError", "mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)"),
+        TORCH + "notes/broadcasting.html",
+    ),
+    exception_rule(
+        "compile",
+        Cause.FRAMEWORK_BUG,
+        Action.STOP,
+        "the compiler of rank {rank} failed",
+        raised_anywhere(*_COMPILERS),
+        ("torch._dynamo.exc.BackendCompilerFailed", "backend='inductor' raised:"),
+        TORCH + "torch.compiler_troubleshooting.html",
+        Confidence.MEDIUM,
+    ),
+    exception_rule(
+        "our-refusal",
+        *_SETUP,
+        "rank {rank} was refused by resilient",
+        raised("SettingsError", "CheckpointError", text=r"^cannot [^\n]*: "),
+        ("resilient.errors.SettingsError", "cannot use '0' for every (Run(every=)): it is 0; write for example 100"),
+        "resilient/errors.py",
+    ),
+    exception_rule(
+        "import",
+        *_SETUP,
+        "rank {rank} could not import",
+        raised("ImportError"),
+        ("ModuleNotFoundError", "No module named 'einops'"),
+    ),
+    exception_rule(
+        "syntax",
+        *_CODE,
+        "the script of rank {rank} does not parse",
+        raised("SyntaxError"),
+        ("IndentationError", "unexpected indent (train.py, line 3)"),
+    ),
+    exception_rule(
+        "missing-file",
+        *_SETUP,
+        "rank {rank} did not find a file or folder",
+        raised("FileNotFoundError", "NotADirectoryError", "IsADirectoryError", "FileExistsError"),
+        ("FileNotFoundError", "[Errno 2] No such file or directory: 'train.bin'"),
+    ),
+    exception_rule(
+        "permission",
+        *_SETUP,
+        "rank {rank} may not use a file or folder",
+        raised("PermissionError"),
+        ("PermissionError", "[Errno 13] Permission denied: '/data'"),
+    ),
+    exception_rule(
+        "too-many-files",
+        *_SETUP,
+        "rank {rank} has too many files open; raise its limit",
+        raised_anywhere("OSError", "RuntimeError", text=r"^\[Errno 24\]|[Tt]oo many open files|0 items of ancdata"),
+        ("OSError", "[Errno 24] Too many open files: 'shard-3'"),
+        ERRNO,
+    ),
+    exception_rule(
+        "host-memory-error",
+        Cause.OUT_OF_MEMORY_HOST,
+        Action.STOP,
+        "rank {rank} asked for more memory than the host has",
+        AnyOf((raised_anywhere("MemoryError", "_ArrayMemoryError"), raised_anywhere("OSError", text=r"^\[Errno 12\]"))),
+        ("numpy._core._exceptions._ArrayMemoryError", "Unable to allocate 8.00 TiB"),
+        confidence=Confidence.MEDIUM,
+    ),
+    exception_rule(
+        "bad-data",
+        *_DATA,
+        "rank {rank} could not read its data",
+        raised(*_UNREADABLE),
+        ("UnicodeDecodeError", "'utf-8' codec can't decode byte 0x80 in position 0"),
+        confidence=Confidence.MEDIUM,
+    ),
+    exception_rule(
+        "user-recursion",
+        *_CODE,
+        "the code of rank {rank} called itself without end",
+        raised("RecursionError"),
+        ("RecursionError", "maximum recursion depth exceeded"),
+    ),
+    *(
+        exception_rule(
+            f"user-{name.removesuffix('Error').lower()}-error",
+            *_CODE,
+            f"the code of rank {{rank}} raised {name}",
+            raised(name),
+            (name, message),
+        )
+        for name, message in (
+            ("NameError", "name 'lr' is not defined"),
+            ("TypeError", "unsupported operand type(s) for +: 'int' and 'str'"),
+            ("AttributeError", "'Net' object has no attribute 'head'"),
+            ("NotImplementedError", ""),
+            ("KeyError", "'labels'"),
+            ("IndexError", "list index out of range"),
+            ("ZeroDivisionError", "division by zero"),
+            ("ValueError", "lr must be positive"),
+            ("AssertionError", ""),
+        )
+    ),
+    exception_rule(
+        "timeout-error",
+        Cause.NETWORK_OR_PEER,
+        Action.RESTART_IN_PLACE,
+        "rank {rank} waited too long",
+        raised_anywhere("TimeoutError", "timeout"),
+        ("TimeoutError", "The operation timed out"),
+        confidence=Confidence.LOW,
+    ),
+    exception_rule(
+        "os-error",
+        Cause.AMBIGUOUS,
+        Action.INVESTIGATE,
+        "the system refused rank {rank} something",
+        raised("OSError"),
+        ("OSError", "[Errno 71] Protocol error"),
+        confidence=Confidence.LOW,
+    ),
+)
+
+
+_LEAVING: Final = ("SystemExit", "GeneratorExit", "KeyboardInterrupt")
+
+
+def _any_exception(symptoms: Symptoms) -> str | None:
+    """Any exception, save those by which Python merely leaves, and those that name torch as their home."""
+    if not symptoms.head:
+        return None
+    name = symptoms.head[0].type
+    return None if name in _LEAVING or name.startswith("torch.") else symptoms.head[0].message.partition("\n")[0]
+
+
+def _torchs_exception(symptoms: Symptoms) -> str | None:
+    """An exception type of torch's own."""
+    ours = symptoms.head and symptoms.head[0].type.startswith("torch.")
+    return symptoms.head[0].message.partition("\n")[0] if ours else None
+
+
+LAST_EXCEPTION_RULES: Final = (
+    exception_rule(
+        "torch-internal-assert",
+        Cause.FRAMEWORK_BUG,
+        Action.INVESTIGATE,
+        "an assertion inside of torch failed on rank {rank}",
+        raised_anywhere("RuntimeError", text=r"INTERNAL ASSERT FAILED"),
+        ("RuntimeError", "isIntegral(false) INTERNAL ASSERT FAILED at 'ScalarOps.h':39"),
+        TORCH,
+        Confidence.MEDIUM,
+    ),
+    exception_rule(
+        "user-exception",
+        *_CODE,
+        "the code of rank {rank} raised {type}, which no rule knows",
+        _any_exception,
+        ("train.VocabularyError", "token 'zzz' is not in the vocabulary"),
+        confidence=Confidence.LOW,
+    ),
+    exception_rule(
+        "torch-exception",
+        Cause.AMBIGUOUS,
+        Action.INVESTIGATE,
+        "torch raised {type} on rank {rank}, which no rule knows",
+        _torchs_exception,
+        ("torch.SomeNewError", "something new"),
+        TORCH,
+        Confidence.LOW,
+    ),
+)

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rules about storage: file systems by errno, stores by what their clients raise.
+
+Only rows. A store that is slow or away is worth another try; one that refuses is not.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from resilient.core.causes import Action, Cause, Confidence
+from resilient.core.rule import AnyOf, exception_rule, raised_anywhere
+
+ERRNO: Final = "https://man7.org/linux/man-pages/man3/errno.3.html"
+TORCH: Final = "https://docs.pytorch.org/docs/stable/"
+S3FS: Final = "https://github.com/fsspec/s3fs/blob/main/s3fs/errors.py"
+S3: Final = "https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html"
+HUB: Final = "https://github.com/huggingface/huggingface_hub/blob/main/src/huggingface_hub/errors.py"
+
+_SETUP: Final = (Cause.CONFIG_OR_ENVIRONMENT, Action.STOP)
+_CLIENTS: Final = (
+    "ClientError", "BotoCoreError", "HTTPClientError", "HttpError", "HTTPError", "RequestException",
+    "ClientResponseError", "AzureError", "GoogleAPIError", "GoogleAPICallError", "HfHubHTTPError", "OSError",
+    "StoreError",
+)  # fmt: skip
+_UNREACHED: Final = (
+    "EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "ReadTimeout", "ConnectTimeout",
+    "ServerTimeoutError", "ServiceUnavailable", "TooManyRequests", "InternalServerError", "RetryError",
+    "GatewayTimeout", "DeadlineExceeded", "LocalEntryNotFoundError", "ClientConnectorError",
+    "ServerDisconnectedError", "ClientPayloadError", "IncompleteRead", "ProtocolError", "MaxRetryError",
+)  # fmt: skip
+_STORE_AGAIN: Final = (Cause.STORAGE, Action.RESTART_IN_PLACE)
+_STORE_UNCLEAR: Final = (Cause.STORAGE, Action.INVESTIGATE)
+
+STORAGE_RULES: Final = (
+    exception_rule(
+        "storage-full",
+        *_STORE_UNCLEAR,
+        "rank {rank} found no space left",
+        AnyOf(
+            (
+                raised_anywhere("OSError", text=r"^\[Errno (?:28|122)\]"),
+                raised_anywhere("RuntimeError", text=r"No space left on device|PytorchStreamWriter failed writing"),
+            )
+        ),
+        ("OSError", "[Errno 28] No space left on device: 'out.pt'"),
+        ERRNO,
+    ),
+    exception_rule(
+        "storage-stale-handle",
+        *_STORE_AGAIN,
+        "a network file system dropped a file under rank {rank}",
+        raised_anywhere("OSError", text=r"^\[Errno 116\]"),
+        ("OSError", "[Errno 116] Stale file handle: 'shard-3'"),
+        ERRNO,
+    ),
+    exception_rule(
+        "storage-expired-token",
+        *_STORE_AGAIN,
+        "the store credentials of rank {rank} ran out",
+        raised_anywhere(*_CLIENTS, text=r"ExpiredToken|RequestTimeTooSkewed|token .{0,40}expired|Token has expired"),
+        ("PermissionError", "The provided token has expired."),
+        S3,
+        Confidence.MEDIUM,
+    ),
+    exception_rule(
+        "storage-unavailable",
+        *_STORE_AGAIN,
+        "the store did not answer rank {rank}, or too slowly",
+        AnyOf(
+            (
+                raised_anywhere(
+                    *_CLIENTS,
+                    text=r"SlowDown|Slow Down|reduce your request rate"
+                    r"|ServiceUnavailable|Service Unavailable|InternalError\b"
+                    r"|Internal Server Error|Bad Gateway|Gateway Time-?out|Too Many Requests|RequestTimeout|Throttl"
+                    r"|\b(?:HTTP|status|code|Error|response)\W{1,4}(?:status |code |code: )?"
+                    r"(?:408|429|50[0234])\b|^50[0234]\b",
+                ),
+                raised_anywhere(*_UNREACHED),
+                raised_anywhere("OSError", text=r"^\[Errno (?:16|121)\]"),
+            )
+        ),
+        ("botocore.exceptions.ClientError", "An error occurred (SlowDown) when calling the PutObject operation"),
+        S3,
+    ),
+    exception_rule(
+        "storage-io-error",
+        *_STORE_UNCLEAR,
+        "a read or write failed under rank {rank} (a bad disk, or a store's error under that number)",
+        raised_anywhere("OSError", text=r"^\[Errno 5\]"),
+        ("OSError", "[Errno 5] Input/output error: '/data/shard-3'"),
+        S3FS,
+        Confidence.MEDIUM,
+    ),
+    exception_rule(
+        "storage-refused",
+        *_SETUP,
+        "the store refused rank {rank}",
+        AnyOf(
+            (
+                raised_anywhere(
+                    "NoCredentialsError",
+                    "PartialCredentialsError",
+                    "GatedRepoError",
+                    "ClientAuthenticationError",
+                ),
+                raised_anywhere(
+                    *_CLIENTS, text=r"AccessDenied|Access Denied|InvalidAccessKeyId|SignatureDoesNotMatch|\b40[13]\b \w"
+                ),
+            )
+        ),
+        ("PermissionError", "Access Denied"),
+        S3FS,
+        Confidence.MEDIUM,
+    ),
+    exception_rule(
+        "storage-no-such-object",
+        *_SETUP,
+        "what rank {rank} asked for is not in the store",
+        AnyOf(
+            (
+                raised_anywhere(
+                    "RepositoryNotFoundError", "RevisionNotFoundError", "EntryNotFoundError", "HFValidationError"
+                ),
+                raised_anywhere(*_CLIENTS, text=r"NoSuchKey|NoSuchBucket|404 Client Error|\(404\)"),
+            )
+        ),
+        ("huggingface_hub.errors.RepositoryNotFoundError", "404 Client Error. Repository Not Found for url"),
+        HUB,
+    ),
+    exception_rule(
+        "storage-read-only",
+        Cause.CONFIG_OR_ENVIRONMENT,
+        Action.STOP,
+        "rank {rank} wrote to a read-only file system (a wrong path; a failed disk where it was writable before)",
+        raised_anywhere("OSError", text=r"^\[Errno 30\]"),
+        ("OSError", "[Errno 30] Read-only file system: '/models'"),
+        ERRNO,
+        Confidence.MEDIUM,
+    ),
+    exception_rule(
+        "checkpoint-damaged",
+        *_STORE_UNCLEAR,
+        "rank {rank} read a damaged file",
+        AnyOf(
+            (
+                raised_anywhere("UnpicklingError", "BadZipFile", "SafetensorError"),
+                raised_anywhere("EOFError", text=r"^Ran out of input"),
+                raised_anywhere(
+                    "RuntimeError",
+                    text=r"PytorchStreamReader failed|Invalid magic number; corrupt file|archive is corrupted",
+                ),
+            )
+        ),
+        ("RuntimeError", "PytorchStreamReader failed reading zip archive: failed finding central directory"),
+        TORCH + "generated/torch.load.html",
+    ),
+)

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The board: one page of shared words between a host and its workers.
+
+The host is the supervisor, or the standalone keeper of a script that runs without
+one. A worker writes where it is; the host writes which step boundary is to be
+acted on. It is the only thing on the hot path of a step: one word written, one read.
+
+Theory of operation. The *boundary* of step ``k`` lies between the end of step
+``k`` and the next request for a batch. A worker that passes it first publishes
+the step it is entering (``k + 1``), then reads ``ATTENTION``. The host names a
+boundary for everybody like this: it writes ``PENDING`` and ``ATTENTION = 0``,
+waits until stores issued before are visible, reads what all ranks have entered
+and takes the highest step ``S`` of these. A worker that had not seen ``PENDING``
+has published before the host read, so ``S`` is not behind it; one that has seen
+it waits at its boundary until ``S`` is written. So all ranks finish step ``S``
+and none begins the next, and no rank acts on its own clock.
+
+The page outlives the workers: it is a memfd of the host, gone with its last holder.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from dataclasses import dataclass
+from typing import Final
+
+from resilient.link.memory import anonymous_file
+
+NOTHING: Final = 1 << 62
+"""``ATTENTION`` while no boundary is to be acted on."""
+NONE: Final = -1
+
+VERSION: Final = 1
+_HEADER: Final = 64
+_ROW: Final = 64
+SLOTS: Final = 2
+
+# Words of the header, written by the host only.
+ATTENTION: Final = 2
+"""The lowest boundary that needs a look; 0 while an order is being named."""
+PENDING: Final = 3
+SNAPSHOT_STEP: Final = 4
+SNAPSHOT_SLOT: Final = 5
+STOP_STEP: Final = 6
+END: Final = 7
+"""1 once the group is being ended: SIGTERM means leave now."""
+
+# Words of a row, written by its worker only (the host resets them between attempts).
+OPEN: Final = 0
+ENTERED: Final = 1
+DONE: Final = 2
+PLACE: Final = 3
+SINCE_NS: Final = 4
+LONGEST_NS: Final = 5
+FIRST_NS: Final = 6
+TERM: Final = 7
+"""1 once this worker got SIGTERM; read by a standalone keeper."""
+LOOPING: Final = 8
+"""1 while a loop over ``run.batches`` goes on: a worker that ends then with 0 has not finished."""
+_SLOT_WORDS: Final = 16
+"""First word of the slot records: valid, attempt, step, size, digest high, digest low."""
+
+# Values of PLACE; a named phase is PHASE + its number.
+OUTSIDE: Final = 1
+STEP: Final = 2
+FINISHED: Final = 3
+PHASE: Final = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotRecord:
+    """A whole snapshot that lies in one slot of a rank's arena."""
+
+    slot: int
+    attempt: int
+    step: int
+    size: int
+    """Bytes of the image."""
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pulse:
+    """One reading of a worker's row."""
+
+    opened: bool
+    entered: int
+    done: int
+    place: int
+    since_ns: int
+    longest_ns: int
+    first_ns: int
+    looping: bool = False
+
+
+class Board:
+    """The shared page, seen from either side."""
+
+    def __init__(self, fd: int, rows: int) -> None:
+        self.fd = fd
+        self.rows = rows
+        self._map = mmap.mmap(fd, _bytes(rows))
+        self.words = memoryview(self._map).cast("q")
+
+    @classmethod
+    def create(cls, rows: int) -> Board:
+        """A new page for ``rows`` local workers."""
+        fd = anonymous_file("resilient-board")
+        os.ftruncate(fd, _bytes(rows))
+        board = cls(fd, rows)
+        board.words[0], board.words[1] = VERSION, rows
+        board.clear_orders()
+        return board
+
+    @classmethod
+    def attach(cls, fd: int) -> Board:
+        """The page behind an inherited descriptor."""
+        rows = os.fstat(fd).st_size // 8 // _ROW - _HEADER // _ROW
+        board = cls(fd, rows)
+        if board.words[0] != VERSION or board.words[1] > rows:
+            raise ValueError("cannot attach to the supervisor's board: another version of resilient wrote it")
+        board.rows = board.words[1]
+        return board
+
+    def close(self) -> None:
+        """Unmap and close; the other holders keep the page."""
+        self.words.release()
+        self._map.close()
+        os.close(self.fd)
+
+    # Host side.
+
+    def clear_orders(self) -> None:
+        """No boundary is to be acted on."""
+        self.words[ATTENTION] = NOTHING
+        self.words[PENDING] = 0
+        self.words[SNAPSHOT_STEP] = self.words[SNAPSHOT_SLOT] = self.words[STOP_STEP] = NONE
+        self.words[END] = 0
+
+    def reset_rows(self) -> None:
+        """Forget where the workers of the last attempt were; their slots stay."""
+        for index in range(self.rows):
+            base = row_base(index)
+            for word in range(_SLOT_WORDS):
+                self.words[base + word] = 0
+
+    def pulse(self, index: int) -> Pulse:
+        """Where worker ``index`` is."""
+        w, b = self.words, row_base(index)
+        return Pulse(
+            opened=w[b + OPEN] == 1,
+            entered=w[b + ENTERED],
+            done=w[b + DONE],
+            place=w[b + PLACE],
+            since_ns=w[b + SINCE_NS],
+            longest_ns=w[b + LONGEST_NS],
+            first_ns=w[b + FIRST_NS],
+            looping=w[b + LOOPING] == 1,
+        )
+
+    def record(self, index: int, slot: int) -> SlotRecord | None:
+        """The whole snapshot in a slot, or ``None``."""
+        w, b = self.words, row_base(index) + _SLOT_WORDS + 8 * slot
+        if w[b] != 1:
+            return None
+        digest = ((w[b + 4] & _MASK) << 64) | (w[b + 5] & _MASK)
+        return SlotRecord(slot=slot, attempt=w[b + 1], step=w[b + 2], size=w[b + 3], digest=f"xxh3_128:{digest:032x}")
+
+    def void(self, index: int, slot: int) -> None:
+        """Declare a slot empty: before it is written, or when what it holds failed verification."""
+        self.words[row_base(index) + _SLOT_WORDS + 8 * slot] = 0
+
+    # Worker side.
+
+    def publish(self, index: int, record: SlotRecord) -> None:
+        """Declare a slot whole; the last word written makes it so."""
+        w, b = self.words, row_base(index) + _SLOT_WORDS + 8 * record.slot
+        digest = int(record.digest.removeprefix("xxh3_128:"), 16)
+        w[b + 1], w[b + 2], w[b + 3] = record.attempt, record.step, record.size
+        w[b + 4], w[b + 5] = _signed(digest >> 64), _signed(digest & _MASK)
+        w[b] = 1
+
+
+_MASK: Final = (1 << 64) - 1
+
+
+def _signed(word: int) -> int:
+    return word - (1 << 64) if word >> 63 else word
+
+
+def row_base(index: int) -> int:
+    """Number of the first word of worker ``index``'s row."""
+    return _HEADER + _ROW * index
+
+
+def _bytes(rows: int) -> int:
+    return 8 * (_HEADER + _ROW * rows)

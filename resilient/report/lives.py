@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one supervisor lived through, folded from its journal entry by entry.
+
+Times are seconds of the wall clock when the supervisor started plus its monotonic clock,
+so that a clock that is set does not make a training stand still.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from resilient.checkpoint.untrusted import Json
+from resilient.report.entries import Entry, items, mapping, number, text, whole
+
+MARKS: Final[tuple[str, ...]] = (
+    "fault",
+    "stopped",
+    "judged",
+    "left",
+    "started",
+    "launched",
+    "constructed",
+    "restored",
+    "first step",
+)
+"""What is passed on the way from a fault to the next step, in order; "left" and "started" between two supervisors."""
+_KEPT: Final = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """The verdict on an attempt that failed."""
+
+    cause: str
+    rule: str
+    why: str
+    culprit: int | None
+    step: int | None
+    confidence: str
+
+
+@dataclass(slots=True, kw_only=True)
+class Attempt:
+    """One launch of the workers, as it is being learned."""
+
+    number: int
+    launch: int
+    marks: dict[str, float] = field(default_factory=dict)
+    resumed_step: int | None = None
+    resumed_from: str = ""
+    refused: list[tuple[str, str]] = field(default_factory=list)
+    highest_step: int = 0
+    clean: int = 0
+    """Workers that ended with 0."""
+    failed_ranks: list[int] = field(default_factory=list)
+    silent_s: float = 0.0
+    """For how long a hung worker had stood still before that was called a hang."""
+    judgement: Judgement | None = None
+    decided: str = ""
+
+
+@dataclass(slots=True, kw_only=True)
+class Life:
+    """One supervisor, from its start to its last entry."""
+
+    started_s: float
+    offset_s: float
+    """From its monotonic clock to the wall clock."""
+    start: Mapping[str, Json]
+    last_s: float
+    attempts: list[Attempt] = field(default_factory=list)
+    phase: str = ""
+    steps_known: bool = False
+    highest_step: int = 0
+    committed_step: int = 0
+    checkpoints: int = 0
+    newest: str = ""
+    pruned: int = 0
+    snapshots: int = 0
+    stall_s: float = 0.0
+    """Longest time for which a snapshot held the training up."""
+    save_failures: int = 0
+    save_failed_why: str = ""
+    asked_by: str = ""
+    samples: deque[Entry] = field(default_factory=lambda: deque(maxlen=1))
+    first_sample: Entry | None = None
+    notes: deque[str] = field(default_factory=lambda: deque(maxlen=_KEPT))
+    stacks: int = 0
+    exit: Mapping[str, Json] | None = None
+
+    def add(self, entry: Entry) -> None:
+        """Learn from the next entry; what is unknown is passed over."""
+        at = self.offset_s + entry.monotonic_s
+        self.last_s = max(self.last_s, at)
+        learn = _LEARN.get(entry.kind)
+        if learn is not None:
+            learn(self, entry, at)
+
+    @property
+    def attempt(self) -> Attempt | None:
+        """The newest one."""
+        return self.attempts[-1] if self.attempts else None
+
+
+def read_lives(entries: Iterable[Entry]) -> list[Life]:
+    """The supervisors that wrote a journal, one after the other."""
+    lives: list[Life] = []
+    for entry in entries:
+        if entry.kind == "start" or not lives:
+            # A journal whose beginning is lost begins with whatever is left of it.
+            start = entry.data if entry.kind == "start" else {}
+            offset = entry.wall_s - entry.monotonic_s
+            lives.append(Life(started_s=entry.wall_s, offset_s=offset, start=start, last_s=entry.wall_s))
+        lives[-1].add(entry)
+    return lives
+
+
+def _event(life: Life, entry: Entry, at: float) -> None:
+    event = entry.object("event")
+    life.phase = entry.text("next") or life.phase
+    learn = _LEARN_EVENT.get(text(event, "type"))
+    if learn is not None:
+        learn(life, event, at)
+    for command in map(mapping, items(entry.data.get("commands"))):
+        obey = _LEARN_COMMAND.get(text(command, "type"))
+        if obey is not None:
+            obey(life, command, at)
+
+
+def _advanced(life: Life, event: Mapping[str, Json], at: float) -> None:
+    step = whole(event, "step") or 0
+    life.highest_step = max(life.highest_step, step)
+    if life.attempt is not None:
+        life.attempt.highest_step = max(life.attempt.highest_step, step)
+
+
+def _committed(life: Life, event: Mapping[str, Json], at: float) -> None:
+    life.committed_step = max(life.committed_step, whole(event, "step") or 0)
+
+
+def _opened(life: Life, event: Mapping[str, Json], at: float) -> None:
+    step = whole(event, "committed_step") or 0
+    life.committed_step = max(life.committed_step, step)
+    life.highest_step = max(life.highest_step, step)
+
+
+def _worker_ended(life: Life, event: Mapping[str, Json], at: float) -> None:
+    attempt = life.attempt
+    if attempt is None:
+        return
+    if event.get("clean") is True:
+        attempt.clean += 1
+        return
+    attempt.marks.setdefault("fault", at)
+    rank = whole(event, "rank")
+    if rank is not None and rank not in attempt.failed_ranks:
+        attempt.failed_ranks.append(rank)
+
+
+def _hang_found(life: Life, event: Mapping[str, Json], at: float) -> None:
+    if life.attempt is not None:
+        life.attempt.silent_s = max(0.0, number(mapping(event.get("hang")), "silent_s") or 0.0)
+        life.attempt.marks.setdefault("fault", at)
+
+
+def _mark(name: str) -> Callable[[Life, Mapping[str, Json], float], None]:
+    def learn(life: Life, event: Mapping[str, Json], at: float) -> None:
+        if life.attempt is not None:
+            life.attempt.marks.setdefault(name, at)
+
+    return learn
+
+
+def _leave_asked(life: Life, event: Mapping[str, Json], at: float) -> None:
+    life.asked_by = life.asked_by or text(event, "by")
+
+
+def _start_workers(life: Life, command: Mapping[str, Json], at: float) -> None:
+    launch = whole(command, "launch") or 0
+    if life.attempt is None or life.attempt.launch != launch:
+        life.attempts.append(Attempt(number=whole(command, "attempt") or 0, launch=launch, marks={"launched": at}))
+
+
+def _workers(life: Life, entry: Entry, at: float) -> None:
+    """Where no store is known the first launch comes without any event."""
+    _start_workers(life, entry.data, at)
+
+
+def _number_attempt(life: Life, command: Mapping[str, Json], at: float) -> None:
+    if life.attempt is not None:
+        life.attempt.number = whole(command, "attempt") or life.attempt.number
+
+
+def _announce(life: Life, command: Mapping[str, Json], at: float) -> None:
+    said, verdict = text(command, "text"), mapping(command.get("verdict"))
+    if not verdict:
+        life.notes.append(said)
+        return
+    if life.attempt is None:
+        return
+    why = text(verdict, "why")
+    # What was announced is the reason, in brackets what adds to it, and then the deed.
+    added, _, deed = said.removeprefix(why).partition("; ") if why and said.startswith(why) else ("", "", said)
+    life.attempt.decided = deed
+    life.attempt.judgement = Judgement(
+        cause=text(verdict, "cause"),
+        rule=text(verdict, "rule"),
+        why=why + added,
+        culprit=whole(verdict, "culprit"),
+        step=whole(verdict, "step"),
+        confidence=text(verdict, "confidence"),
+    )
+
+
+def _exit_command(life: Life, command: Mapping[str, Json], at: float) -> None:
+    life.exit = life.exit or command
+
+
+def _hello(life: Life, entry: Entry, at: float) -> None:
+    life.steps_known = True
+    if life.attempt is not None:
+        life.attempt.marks["constructed"] = at  # the last rank's counts
+
+
+def _restore(life: Life, entry: Entry, at: float) -> None:
+    attempt = life.attempt
+    if attempt is None:
+        return
+    attempt.resumed_step, attempt.resumed_from = entry.whole("step"), entry.text("name")
+    refused = map(mapping, items(entry.data.get("refused")))
+    attempt.refused = [(text(row, "name"), text(row, "why")) for row in refused][:_KEPT]
+
+
+def _restored(life: Life, entry: Entry, at: float) -> None:
+    if life.attempt is not None:
+        life.attempt.marks["restored"] = at
+
+
+def _first_step(life: Life, entry: Entry, at: float) -> None:
+    if life.attempt is not None:
+        life.attempt.marks.setdefault("first step", at)
+        life.attempt.highest_step = max(life.attempt.highest_step, entry.whole("step") or 0)
+
+
+def _snapshot(life: Life, entry: Entry, at: float) -> None:
+    life.snapshots += 1
+    life.stall_s = max(life.stall_s, entry.number("stall_s") or 0.0)
+
+
+def _checkpoint(life: Life, entry: Entry, at: float) -> None:
+    life.checkpoints += 1
+    life.newest = entry.text("name")
+    life.committed_step = max(life.committed_step, entry.whole("step") or 0)
+
+
+def _save_failed(life: Life, entry: Entry, at: float) -> None:
+    life.save_failures += 1
+    life.save_failed_why = entry.text("why")
+
+
+def _sample(life: Life, entry: Entry, at: float) -> None:
+    life.first_sample = life.first_sample or entry
+    life.samples.append(entry)
+
+
+def _stacks(life: Life, entry: Entry, at: float) -> None:
+    life.stacks += 1
+
+
+def _note(life: Life, entry: Entry, at: float) -> None:
+    rank = entry.whole("rank")
+    life.notes.append((f"rank {rank}: " if rank is not None else "") + entry.text("text"))
+
+
+def _exit(life: Life, entry: Entry, at: float) -> None:
+    life.exit = entry.data
+
+
+_Learn = Callable[[Life, Entry, float], None]
+_LearnPart = Callable[[Life, Mapping[str, Json], float], None]
+
+_LEARN: Final[Mapping[str, _Learn]] = {
+    "event": _event,
+    "workers": _workers,
+    "hello": _hello,
+    "restore": _restore,
+    "restored": _restored,
+    "first_step": _first_step,
+    "snapshot": _snapshot,
+    "checkpoint": _checkpoint,
+    "save_failed": _save_failed,
+    "sample": _sample,
+    "stacks": _stacks,
+    "note": _note,
+    "exit": _exit,
+}
+_LEARN_EVENT: Final[Mapping[str, _LearnPart]] = {
+    "Advanced": _advanced,
+    "Committed": _committed,
+    "Opened": _opened,
+    "WorkerEnded": _worker_ended,
+    "HangFound": _hang_found,
+    "GroupEnded": _mark("stopped"),
+    "Collected": _mark("judged"),
+    "LeaveAsked": _leave_asked,
+}
+_LEARN_COMMAND: Final[Mapping[str, _LearnPart]] = {
+    "StartWorkers": _start_workers,
+    "NumberAttempt": _number_attempt,
+    "Announce": _announce,
+    "Exit": _exit_command,
+}

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The story of a run as a page on a terminal; plain lines where there is none.
+
+Every word of the story is put into ``Text``: rich never reads it as markup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from resilient.report.chapters import Story
+from resilient.report.plain import attempt_lines, closing, headline, seconds_text, sentences
+
+
+def show_page(story: Story, extra: Mapping[str, str], console: Console | None = None) -> None:
+    """Print the story; ``extra`` are rows of the caller's own, such as a comparison of digests."""
+    console = console or Console(markup=False, highlight=False)
+    rows = [f"{name}: {value}" for name, value in extra.items()]
+    if not console.is_terminal:
+        console.print(Text("\n".join([*sentences(story), *rows])), soft_wrap=True)
+        return
+    good = story.exit is not None and story.exit.code == 0
+    parts: list[Text | Table] = []
+    for attempt in story.attempts:
+        first, *rest = attempt_lines(attempt, story)
+        parts += [Text(first, style="bold"), *(Text(line) for line in rest)]
+        if attempt.standstill is not None:
+            parts.append(_bars(attempt.standstill.phases))
+        parts.append(Text())
+    parts += [Text(line) for line in closing(story)]
+    parts += [Text(line, style="bold") for line in rows]
+    title = Text(headline(story), style="bold green" if good else "bold yellow")
+    console.print(title)
+    console.print(Panel(Group(*parts), border_style="green" if good else "yellow"))
+
+
+def _bars(phases: tuple[tuple[str, float], ...]) -> Table:
+    """Where the time of a standstill went."""
+    longest = max((seconds for _, seconds in phases), default=0.0) or 1.0
+    table = Table(show_header=False, box=None, padding=(0, 1), pad_edge=False)
+    for name, seconds in phases:
+        bar = "█" * round(30 * seconds / longest)
+        table.add_row(Text(f"    {name}"), Text(seconds_text(seconds), justify="right"), Text(bar, style="cyan"))
+    return table

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The story of a run in plain English, one line after the other; shared by every way of showing it."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+
+from resilient.core.exit_codes import ExitCode
+from resilient.report.chapters import AttemptStory, Standstill, Story
+from resilient.supervisor.ending import meaning
+
+
+def sentences(story: Story) -> list[str]:
+    """The whole story."""
+    lines = [headline(story)]
+    if story.command:
+        lines.append(f"Command: {story.command}")
+    for attempt in story.attempts:
+        lines += ["", *attempt_lines(attempt, story)]
+    return [*lines, "", *closing(story)]
+
+
+def headline(story: Story) -> str:
+    """How the run stands."""
+    name = f"Run {story.run}" if story.run else "A run"
+    count = f"in {_count(len(story.attempts), 'attempt')}"
+    step = f" at step {story.highest_step}" if story.steps_known else ""
+    if story.exit is None:
+        reached = f" It reached step {story.highest_step} {count}." if story.steps_known else ""
+        return f"{name}: no exit is on record; {story.probably}.{reached}"
+    if story.exit.code == ExitCode.FINISHED:
+        return f"{name} finished{step}, {count}."
+    return f"{name} ended with exit code {story.exit.code} ({meaning(story.exit.code).name}){step}, {count}."
+
+
+def attempt_lines(attempt: AttemptStory, story: Story) -> list[str]:
+    """What became of one attempt."""
+    lines = [f"Attempt {attempt.number} {_beginning(attempt)}{_place(attempt)}, {_clock(attempt.started_s)}."]
+    lines += [f"  {name} could not be used: {why}" for name, why in attempt.refused]
+    if attempt.standstill is not None:
+        lines.append(f"  {standstill_line(attempt.standstill)}")
+    lines.append(f"  {_ending(attempt, story)}")
+    if attempt.judgement is not None:
+        judged = attempt.judgement
+        lines.append(f"  {_sentence(judged.why)}")
+        lines.append(f"  Verdict: {judged.cause}, by rule {judged.rule}, confidence {judged.confidence}.")
+    if attempt.decided:
+        lines.append(f"  Decided: {attempt.decided}.")
+    return lines
+
+
+def standstill_line(standstill: Standstill) -> str:
+    """How long training stood still, and on what that was spent."""
+    phases = ", ".join(f"{name} {seconds_text(seconds)}" for name, seconds in standstill.phases)
+    total = seconds_text(standstill.seconds)
+    if standstill.until == "first step":
+        return f"Training stood still for {total}: {phases}."
+    return f"Training stood still for at least {total}; no step after it is on record: {phases}."
+
+
+def seconds_text(seconds: float) -> str:
+    """Short, with the digits that matter."""
+    if seconds < 10:
+        return f"{seconds:.2f} s"
+    if seconds < 600:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 36_000 else f"{seconds / 3600:.1f} h"
+
+
+def closing(story: Story) -> list[str]:
+    """What is saved, what went wrong with saving, how it ended and what there is to do."""
+    lines = [_time(story), _saved(story)]
+    if story.save_failures:
+        lines.append(f"{_count(story.save_failures, 'checkpoint')} could not be saved; last: {story.save_failed_why}")
+    if story.snapshots:
+        stall = seconds_text(story.longest_stall_s)
+        lines.append(f"Memory: {_count(story.snapshots, 'snapshot')}, the longest held training up for {stall}.")
+    if story.stacks:
+        lines.append(f"The journal holds the stacks of {_count(story.stacks, 'worker')}.")
+    lines += [f"Note: {note}" for note in story.notes]
+    if story.exit is not None:
+        lines.append(f"Exit {story.exit.code}: {_sentence(story.exit.why)}")
+        if story.exit.code != ExitCode.FINISHED:
+            lines.append(f"To do: {_sentence(story.exit.do)}")
+    if story.unread:
+        lines.append(
+            f"{_count(story.unread, 'line')} of the journal could not be read and {_was(story.unread)} left out."
+        )
+    return [*lines, *story.problems]
+
+
+def _beginning(attempt: AttemptStory) -> str:
+    if attempt.resumed_step is None:
+        return "started"
+    if attempt.resumed_step == 0:
+        return "started from the beginning"
+    lost = f"; {_count(attempt.steps_lost, 'step')} had to be done again" if attempt.steps_lost else ""
+    source = "memory" if attempt.resumed_from == "memory" else f"checkpoint {attempt.resumed_from}"
+    return f"resumed from step {attempt.resumed_step} ({source}){lost}"
+
+
+def _place(attempt: AttemptStory) -> str:
+    pod = f" in pod {attempt.pod}" if attempt.pod else ""
+    return pod + (f" on node {attempt.node}" if attempt.node else "")
+
+
+def _ending(attempt: AttemptStory, story: Story) -> str:
+    reached = f"It reached step {attempt.highest_step} and" if story.steps_known else "It"
+    how = {
+        "finished": "finished",
+        "failed": "failed",
+        "asked to leave": "left because it was asked to",
+        "cut off": "was cut off: its supervisor wrote no exit",
+        "running": "may still be running",
+    }.get(attempt.ended, "ended")
+    return f"{reached} {how}."
+
+
+def _time(story: Story) -> str:
+    still_s = sum(attempt.standstill.seconds for attempt in story.attempts if attempt.standstill)
+    whole = f"Time: {seconds_text(max(0.0, story.last_s - story.started_s))} from the first entry to the last"
+    return f"{whole}; training stood still for {seconds_text(still_s)} of it." if still_s else f"{whole}."
+
+
+def _saved(story: Story) -> str:
+    if not story.checkpoints:
+        known = f"step {story.committed_step} had been saved before" if story.committed_step else "none was saved"
+        return f"Checkpoints: {known}."
+    newest = f"; the newest is {story.newest_checkpoint}, of step {story.committed_step}"
+    return f"Checkpoints: {story.checkpoints} saved{newest}."
+
+
+def _sentence(words: str) -> str:
+    words = words[:1].upper() + words[1:]
+    return words if words.endswith((".", "!", "?")) else f"{words}."
+
+
+def _clock(wall_s: float) -> str:
+    try:
+        return datetime.fromtimestamp(wall_s, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (ValueError, OverflowError, OSError):
+        return "at an unknown time"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _was(number: int) -> str:
+    return "was" if number == 1 else "were"

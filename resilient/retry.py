@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How often an operation is tried again: every policy of the project, by name; sole owner of tenacity.
+
+Only what was not answered is tried again. A refusal (no permission, disk full, no such
+bucket) is the same a second later, and is for a person or the ladder to act on.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import tenacity
+
+from resilient.errors import StoreError
+
+
+def store_small(patience_s: float, leaving: threading.Event) -> tenacity.Retrying:
+    """For one small object: first again after up to 0.2 s, then at most every 5 s."""
+    return _policy(patience_s, leaving, first_s=0.2, most_s=5.0)
+
+
+def store_save(patience_s: float, leaving: threading.Event) -> tenacity.Retrying:
+    """For a whole checkpoint, which costs bandwidth each time: at most every 30 s."""
+    return _policy(patience_s, leaving, first_s=1.0, most_s=30.0)
+
+
+def _policy(patience_s: float, leaving: threading.Event, *, first_s: float, most_s: float) -> tenacity.Retrying:
+    """Full jitter, so that the ranks of many pods do not come back together; ends early when ``leaving`` is set."""
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception(_unanswered),
+        wait=tenacity.wait_random_exponential(multiplier=first_s, max=most_s),
+        stop=tenacity.stop_after_delay(patience_s) | tenacity.stop_when_event_set(leaving),
+        sleep=tenacity.sleep_using_event(leaving),
+        reraise=True,
+    )
+
+
+def _unanswered(error: BaseException) -> bool:
+    return isinstance(error, StoreError) and not error.answered

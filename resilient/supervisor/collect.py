@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Turns what an attempt left behind into evidence; every text passes the redaction boundary here."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from resilient.core import wire
+from resilient.core.error_text import from_torchelastic
+from resilient.core.evidence import ErrorLink, ErrorRecord, Evidence, Hang, RankEvidence
+from resilient.core.redact import Redactor
+from resilient.link.board import Board
+from resilient.supervisor.group import Member
+from resilient.supervisor.samples import Sample
+from resilient.supervisor.watching import place
+
+FILE_LIMIT: Final = 1 << 20
+_TEXT: Final = 16 << 10
+_TRACEBACK: Final = 64 << 10
+
+
+def evidence(
+    members: Sequence[Member],
+    board: Board,
+    redactor: Redactor,
+    *,
+    hang: Hang | None,
+    before: Sample | None,
+    after: Sample,
+) -> Evidence:
+    """Everything that is known of an attempt whose workers have all ended."""
+    kills = None
+    if before is not None and before.oom_kills is not None and after.oom_kills is not None:
+        kills = max(0, after.oom_kills - before.oom_kills)
+    return Evidence(
+        ranks=tuple(_rank(member, board, redactor) for member in members),
+        hang=hang,
+        oom_kills=kills,
+        shm_used_fraction=after.shm_used_fraction,
+        disk_used_fraction=after.disk_used_fraction,
+    )
+
+
+def _rank(member: Member, board: Board, redactor: Redactor) -> RankEvidence:
+    pulse = board.pulse(member.rank)
+    exit_ = member.exit
+    return RankEvidence(
+        rank=member.rank,
+        exit_code=exit_.code if exit_ else None,
+        signal=exit_.signal if exit_ else None,
+        order=member.order,
+        stopped=member.stopped,
+        error=read_error(member.error_file, member.torchelastic_file, redactor),
+        stderr_tail=redactor.clean(member.stderr.tail(), _TRACEBACK, tail=True),
+        step=pulse.entered if pulse.opened else None,
+        place=place(pulse),
+    )
+
+
+def read_error(ours: Path, torchelastic: Path, redactor: Redactor) -> ErrorRecord | None:
+    """The worker's own record, else what torchelastic's ``@record`` wrote, else ``None``."""
+    text = _read(ours)
+    record = None
+    if text is not None:
+        try:
+            record = wire.from_data(json.loads(text), ErrorRecord)
+        except (ValueError, RecursionError):
+            record = None
+    if record is None or not record.chain:
+        text = _read(torchelastic)
+        record = from_torchelastic(text) if text is not None else None
+    return None if record is None else _cleaned(record, redactor)
+
+
+def _cleaned(record: ErrorRecord, redactor: Redactor) -> ErrorRecord:
+    def clean(text: str | None) -> str | None:
+        return None if text is None else redactor.clean(text, _TEXT)
+
+    chain = tuple(
+        ErrorLink(
+            type=redactor.clean(link.type, 200),
+            message=redactor.clean(link.message, _TEXT),
+            bases=tuple(redactor.clean(base, 200) for base in link.bases[:32]),
+        )
+        for link in record.chain[:64]
+    )
+    return dataclasses.replace(
+        record,
+        chain=chain,
+        traceback=redactor.clean(record.traceback, _TRACEBACK, tail=True),
+        frame=clean(record.frame),
+        function=clean(record.function),
+        host=clean(record.host),
+    )
+
+
+def _read(path: Path) -> str | None:
+    try:
+        with path.open("rb") as file:
+            data = file.read(FILE_LIMIT + 1)
+    except OSError:
+        return None
+    return data.decode(errors="replace") if 0 < len(data) <= FILE_LIMIT else None
+
+
+def as_fields(sample: Sample) -> Mapping[str, object]:
+    """A sample for the journal."""
+    return dataclasses.asdict(sample)

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All workers of one attempt: how they are started, heard and ended."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from resilient.facts import ERROR_FILE_VARIABLE, LINK_VARIABLE, STACKS_VARIABLE
+from resilient.launch import Launch, worker_command, worker_environment
+from resilient.link.board import Board
+from resilient.link.channel import Channel, send_descriptors
+from resilient.link.messages import FROM_WORKER, FromWorker
+from resilient.supervisor.descendants import TOKEN_VARIABLE
+from resilient.supervisor.output import Lines, Relay
+from resilient.supervisor.processes import Exit, Worker, spawn
+
+
+@dataclass(slots=True, kw_only=True)
+class Member:
+    """One worker with everything that connects us to it."""
+
+    rank: int
+    process: Worker
+    channel: Channel[FromWorker] | None
+    stdout: Relay
+    stderr: Relay
+    error_file: Path
+    torchelastic_file: Path
+    spawned_at: float
+    exit: Exit | None = None
+    order: int | None = None
+    """How many had ended before it."""
+    stopped: bool = False
+    """It was told to end before it did."""
+    open_pipes: set[int] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """What all attempts of a supervisor share."""
+
+    launch: Launch
+    run_id: str
+    base: Mapping[str, str]
+    token: str
+    scratch: Path
+    """Private directory for error records and stacks."""
+    terminal: bool
+    max_restarts: int
+
+
+def start(
+    place: Place,
+    board: Board,
+    slots: Mapping[int, Sequence[int]],
+    lines: Lines,
+    sink: Callable[[int, bytes], object],
+    *,
+    attempt: int,
+    launch: int,
+    now: float,
+) -> list[Member]:
+    """Launch all workers; an ``OSError`` leaves those that were started, for the caller to end."""
+    port = place.launch.master_port or _free_port(place.launch.master_addr)
+    folder = place.scratch / f"launch-{launch}"
+    folder.mkdir(mode=0o700)
+    members = []
+    for rank in range(place.launch.nproc):
+        files = (folder / f"error-{rank}.json", folder / f"torchelastic-{rank}.json")
+        environ = worker_environment(
+            place.launch,
+            rank=rank,
+            port=port,
+            run_id=place.run_id,
+            restarts=launch - 1,
+            max_restarts=place.max_restarts,
+            base=place.base,
+            error_file=str(files[1]),
+        )
+        environ |= {TOKEN_VARIABLE: place.token, ERROR_FILE_VARIABLE: str(files[0]), STACKS_VARIABLE: str(folder)}
+        members.append(_start_one(place, board, slots, lines, sink, rank, environ, files, now))
+    return members
+
+
+def _start_one(
+    place: Place,
+    board: Board,
+    slots: Mapping[int, Sequence[int]],
+    lines: Lines,
+    sink: Callable[[int, bytes], object],
+    rank: int,
+    environ: dict[str, str],
+    files: tuple[Path, Path],
+    now: float,
+) -> Member:
+    ours: socket.socket | None = None
+    theirs: socket.socket | None = None
+    # A foreign launcher has several workers at the one end of a link: they save for themselves instead.
+    if place.launch.foreign_launcher is None:
+        ours, theirs = socket.socketpair()
+        send_descriptors(ours, [board.fd, *slots[rank]])
+        environ[LINK_VARIABLE] = str(theirs.fileno())
+    try:
+        process = spawn(
+            worker_command(place.launch, rank),
+            environ=environ,
+            fds=[theirs.fileno()] if theirs else [],
+            terminal=place.terminal,
+        )
+    finally:
+        if theirs is not None:
+            theirs.close()
+    prefix = "" if place.terminal else f"[rank{rank}] "
+    member = Member(
+        rank=rank,
+        process=process,
+        channel=Channel(ours, FROM_WORKER) if ours is not None else None,
+        stdout=lines.relay(lambda data: sink(1, data), prefix=prefix),
+        stderr=lines.relay(lambda data: sink(2, data), prefix=prefix),
+        error_file=files[0],
+        torchelastic_file=files[1],
+        spawned_at=now,
+    )
+    member.open_pipes = {fd for fd in (process.stdout, process.stderr) if fd is not None}
+    return member
+
+
+def read_pipe(member: Member, fd: int, size: int = 1 << 16) -> bool:
+    """Pass on what a worker printed; False once the pipe is at its end."""
+    relay = member.stdout if fd == member.process.stdout else member.stderr
+    try:
+        data = os.read(fd, size)
+    except BlockingIOError:
+        return True
+    if data:
+        relay.feed(data)
+        return True
+    relay.finish()
+    member.open_pipes.discard(fd)
+    return False
+
+
+def drain(member: Member) -> None:
+    """Pass on what is left in the pipes of a worker that has ended, without waiting for whoever else holds them."""
+    for fd in tuple(member.open_pipes):
+        relay = member.stdout if fd == member.process.stdout else member.stderr
+        try:
+            while data := os.read(fd, 1 << 16):
+                relay.feed(data)
+        except BlockingIOError:
+            pass
+        relay.finish()
+        member.open_pipes.discard(fd)
+
+
+def _free_port(address: str) -> int:
+    """A port that is free now; where somebody else takes it first the attempt fails with EADDRINUSE and is repeated."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])

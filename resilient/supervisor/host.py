@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host of a group of workers: what it answers to each of their messages.
+
+It brings them to one state, has snapshots taken and saved, and reports what the
+state machine must know as events. The supervisor uses it, and so does the keeper
+of a script that runs without one; it neither starts nor ends processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from resilient.checkpoint.requests import CheckpointRef, Claim, Failed, Opened, Reply, Request
+from resilient.core import events as ev
+from resilient.core.cadence import Cadence
+from resilient.errors import SettingsError
+from resilient.link import messages as ms
+from resilient.link.board import Board
+from resilient.settings import Effective
+from resilient.supervisor.agreement import Agreement, Candidate
+from resilient.supervisor.tiers import RETRY_S, Tiers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ports:
+    """What a host needs of its owner."""
+
+    send: Callable[[int, object], None]
+    """A message to one rank."""
+    submit: Callable[[Callable[[int], Request], Callable[[Reply], None]], None]
+    """A request to the saver."""
+    emit: Callable[[ev.Event], None]
+    journal: Callable[[str, Mapping[str, object]], None]
+    resolve: Callable[[Mapping[str, str]], Effective]
+    """The settings in force, given those of ``Run()``."""
+    now: Callable[[], float]
+    """The monotonic clock."""
+    held_s: Callable[[], float]
+    """Seconds for which devices have been held without a newly committed step."""
+    settled: Callable[[int], None]
+    last_saved: Callable[[int, bool], None]
+    """The state of a final or stopping boundary is durable, or is not."""
+
+
+class Host:
+    """One run's host, over all attempts of its owner."""
+
+    def __init__(self, board: Board, ports: Ports) -> None:
+        self._board = board
+        self._ports = ports
+        self.tiers = Tiers(
+            board,
+            ask=lambda make, then: ports.submit(make, then),
+            told=self._told,
+            committed=lambda step: ports.emit(ev.Committed(step=step)),
+            settled=ports.settled,
+        )
+        self.agreement = self._new_agreement()
+        self.effective: Effective | None = None
+        self.total_steps: int | None = None
+        self.phases: dict[int, dict[int, str]] = {}
+        self._opened: Opened | None = None
+        self._saved: list[CheckpointRef] = []
+        self._attempt: int | None = None
+        self._at_end: set[int] = set()
+        self._gone: set[int] = set()
+        self._not_taken: dict[int, str] = {}
+        self._released = False
+        self._heartbeat = False
+        self._claim_again: tuple[float, Callable[[], None]] | None = None
+
+    def _new_agreement(self) -> Agreement:
+        return Agreement(ranks=self._board.rows, send=self._ports.send)
+
+    # The owner's side.
+
+    def launched(self, attempt: int, *, numbered: bool) -> None:
+        """New workers are on their way; ``numbered``: the attempt's number is final."""
+        self._board.reset_rows()
+        self.agreement = self._new_agreement()
+        self.phases.clear()
+        self._at_end.clear()
+        self._gone.clear()
+        self._not_taken.clear()
+        self._released = False
+        self._attempt = attempt if numbered else None
+        self.tiers.start(attempt, None)
+
+    def opened(self, reply: Opened) -> None:
+        """The store is open."""
+        self._opened = reply
+        self._saved = list(reply.checkpoints)
+        self.tiers.durable_step = max((ref.step for ref in self._saved), default=0)
+
+    def number(self, attempt: int) -> None:
+        """The store is open and has said which attempt this is."""
+        self._attempt = attempt
+        self.tiers.attempt = attempt
+        self._begin_if_ready()
+
+    @property
+    def training(self) -> bool:
+        """All workers have agreed and loaded."""
+        return self.agreement.complete
+
+    @property
+    def wants_store(self) -> bool:
+        return self.effective is not None and self.effective.settings.checkpoints is not None
+
+    @property
+    def finished(self) -> int | None:
+        """Steps asked of an earlier submission that finished the run."""
+        mark = self._opened.earlier if self._opened else None
+        return mark.steps if mark else None
+
+    def tick(self, now: float) -> None:
+        """What is due by the clock."""
+        if self._claim_again is not None and now >= self._claim_again[0]:
+            again = self._claim_again[1]
+            self._claim_again = None
+            again()
+        self.tiers.tick(now)
+
+    @property
+    def past_last_step(self) -> bool:
+        """A worker has done all steps: the others do so as well, and no boundary is left."""
+        return bool(self._at_end)
+
+    def stop(self) -> int | None:
+        """Order all ranks to one boundary; ``None`` where they are not all training."""
+        if not self.training:
+            return None
+        return self.tiers.stop(self.agreement.step)
+
+    # The workers' side.
+
+    def message(self, rank: int, message: ms.FromWorker, now: float) -> None:
+        """One word of a worker."""
+        match message:
+            case ms.Hello():
+                self._hello(rank, message)
+            case ms.Tried():
+                self._tried(rank, message)
+            case ms.Restored():
+                self._restored(rank, message, now)
+            case ms.Steps():
+                self.total_steps = message.total
+                self.agreement.steps(rank, message, self.finished)
+            case ms.PhaseNamed():
+                self.phases.setdefault(rank, {})[message.number] = message.name
+            case ms.AtEnd():
+                self._end_reached(rank, message.step)
+            case _:
+                self._snapshot_message(rank, message, now)
+
+    def _snapshot_message(self, rank: int, message: ms.FromWorker, now: float) -> None:
+        match message:
+            case ms.Taken():
+                self.tiers.taken(rank, message.step, message.slot, message.stall_s, now)
+            case ms.NotTaken():
+                if self._not_taken.get(rank) != message.why:  # not again for each of many steps
+                    self._not_taken[rank] = message.why
+                    self._note(rank, f"no snapshot of step {message.step}: {message.why}")
+                self.tiers.taken(rank, message.step, message.slot, None, now)
+            case ms.Leaving():
+                self._note(rank, f"leaves after step {message.step}")
+            case ms.Note():
+                self._note(rank, message.text)
+
+    def _note(self, rank: int, text: str) -> None:
+        self._ports.journal("note", {"rank": rank, "text": text})
+
+    def _restored(self, rank: int, message: ms.Restored, now: float) -> None:
+        self._ports.journal("restored", {"rank": rank, "step": message.step})
+        if self.agreement.note_restored(rank, message):
+            self._train(now)
+
+    def _hello(self, rank: int, message: ms.Hello) -> None:
+        if not self._heartbeat:
+            self._heartbeat = True
+            self._ports.emit(ev.HeartbeatOpened())
+        if not self.agreement.hello(rank, message):
+            return
+        wrong = self.agreement.contradiction()
+        if wrong is None:
+            try:
+                self.effective = self._ports.resolve(self.agreement.settings())
+            except SettingsError as error:
+                wrong = str(error)
+        if wrong is not None:
+            self._ports.emit(ev.Unusable(why=wrong))
+        elif self.wants_store and self._opened is None:
+            self._ports.emit(ev.Announced())
+        else:
+            self._begin_if_ready()
+
+    def _begin_if_ready(self) -> None:
+        ready = self.effective is not None and len(self.agreement.hellos) == self._board.rows
+        if not ready or self._attempt is None or self.agreement.begun or self.effective is None:
+            return
+        if self.wants_store and self._opened is None:
+            return
+        durable = [Candidate(attempt=ref.attempt, step=ref.step, name=ref.name) for ref in self._saved]
+        candidates = [*self.tiers.candidates(), *durable]
+        if not self.agreement.begin(self._attempt, self.effective.settings.checkpoints, candidates):
+            self._nothing_left()
+
+    def _tried(self, rank: int, message: ms.Tried) -> None:
+        before = len(self.agreement.refused)
+        left = self.agreement.tried(rank, message)
+        if len(self.agreement.refused) > before and message.name == "memory":
+            self._void_refused()
+        if not left:
+            self._nothing_left()
+        elif self.agreement.agreed:
+            self._agreed()
+
+    def _void_refused(self) -> None:
+        """A snapshot that one rank cannot use is no snapshot."""
+        for candidate in self.tiers.candidates()[:1]:
+            if candidate.slot is not None:
+                self.tiers.set_aside(candidate.slot)
+
+    def _nothing_left(self) -> None:
+        refused = self.agreement.refused
+        set_aside = self._opened.set_aside if self._opened else ()
+        durable = [aside for aside in refused if aside.name != "memory"]
+        if durable or set_aside:
+            reasons = "; ".join([f"{aside.name}: {aside.why}" for aside in durable[:3]] or set_aside[:3])
+            self._ports.emit(ev.Unusable(why=f"cannot resume: no saved state may be loaded: {reasons}"))
+            return
+        self.agreement.start_over()
+        self._agreed()
+
+    def _agreed(self) -> None:
+        chosen = self.agreement.chosen
+        self._ports.journal(
+            "restore",
+            {
+                "attempt": self._attempt or 0,
+                "name": chosen.name if chosen else "",
+                "step": self.agreement.step,
+                "refused": [{"name": aside.name, "why": aside.why} for aside in self.agreement.refused],
+            },
+        )
+        refused = {aside.name for aside in self.agreement.refused}
+        self._saved = [ref for ref in self._saved if ref.name not in refused]
+        self.tiers.durable_step = max((ref.step for ref in self._saved), default=0)
+        newest = self._saved[0].name if self._saved else None
+        attempt = self._attempt or 0
+        began_from = chosen.name if chosen and chosen.slot is None else (newest if chosen else None)
+        self.tiers.began_from[attempt] = began_from
+        if self._opened is not None:
+            self._claim(attempt, began_from)
+
+    def _claim(self, attempt: int, began_from: str | None) -> None:
+        """Make the attempt ours in the store; until it is, nothing is saved."""
+        held_s = self._ports.held_s()
+
+        def answered(reply: Reply) -> None:
+            if attempt != self._attempt:
+                return
+            if isinstance(reply, Failed) and reply.conflict:
+                self._ports.emit(ev.Broken(why=f"another supervisor has claimed attempt {attempt}: {reply.why}"))
+            elif isinstance(reply, Failed) and reply.kind == "internal" and not reply.answered:
+                self._claim(attempt, began_from)  # the saver was killed: the next one is asked
+            elif isinstance(reply, Failed):
+                self.tiers.can_save = False
+                self._ports.journal("save_failed", {"step": 0, "why": f"attempt {attempt} is not claimed: {reply.why}"})
+                self._claim_again = (self._ports.now() + RETRY_S, lambda: self._claim(attempt, began_from))
+            else:
+                self.tiers.can_save = True
+
+        self.tiers.can_save = None
+        self._ports.submit(
+            lambda number: Claim(id=number, attempt=attempt, began_from=began_from, held_s=held_s), answered
+        )
+
+    def _train(self, now: float) -> None:
+        if self.effective is None:
+            return
+        settings = self.effective.settings
+        cadence = Cadence(
+            durable=settings.every,
+            memory=settings.snapshot_every,
+            has_store=self.wants_store,
+            taken_at=now,
+            saved_at=now,
+        )
+        hello = self.agreement.hellos[0]
+        self.tiers.versions, self.tiers.determinism = hello.versions, hello.determinism
+        self.tiers.train(cadence, self.agreement.step)
+
+    def _end_reached(self, rank: int, step: int) -> None:
+        self._at_end.add(rank)
+        if len(self._at_end) == self._board.rows:
+            self.tiers.finish(step, self._answer_end)
+        else:
+            self._release_the_rest()
+
+    def left(self, rank: int) -> None:
+        """A worker ended with 0: a last state of all ranks will not come any more."""
+        self._gone.add(rank)
+        self._release_the_rest()
+
+    def _release_the_rest(self) -> None:
+        incomplete = len(self._at_end) < self._board.rows
+        if incomplete and self._at_end and len(self._at_end | self._gone) == self._board.rows and not self._released:
+            self._released = True
+            self._answer_end(None)
+
+    def _answer_end(self, slot: int | None) -> None:
+        for rank in range(self._board.rows):
+            self._ports.send(rank, ms.FinalSlot(slot=slot))
+
+    def _told(self, kind: str, fields: Mapping[str, object]) -> None:
+        self._ports.journal(kind, fields)
+        step, attempt = fields.get("step"), fields.get("attempt")
+        if kind == "checkpoint" and isinstance(step, int) and isinstance(attempt, int):
+            name, pruned = fields.get("name"), fields.get("pruned")
+            gone = set(pruned) if isinstance(pruned, Sequence) else set()
+            ref = CheckpointRef(
+                name=str(name),
+                attempt=attempt,
+                step=step,
+                world_size=self._board.rows,
+                began_from=self.tiers.began_from.get(attempt),
+            )
+            self._saved = [ref, *(old for old in self._saved if old.name not in gone)]
+        if kind in ("checkpoint", "save_failed") and isinstance(step, int):
+            self._ports.last_saved(step, kind == "checkpoint")

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host's hand on the board: naming one boundary for all ranks (see :mod:`resilient.link.board`)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+from resilient.link.board import ATTENTION, END, NONE, NOTHING, PENDING, SNAPSHOT_SLOT, SNAPSHOT_STEP, STOP_STEP, Board
+
+NO_SNAPSHOT: Final = -2
+"""Value of ``SNAPSHOT_SLOT`` that says: leave without one."""
+_VISIBLE_S: Final = 0.001
+"""Far longer than any processor keeps a store to itself; there is nothing to wait on but time."""
+
+
+class Party:
+    """Names boundaries. One at a time: a new order replaces one that is still outstanding."""
+
+    def __init__(self, board: Board, settle: Callable[[], None] = lambda: time.sleep(_VISIBLE_S)) -> None:
+        self._words = board.words
+        self._board = board
+        self._settle = settle
+
+    def snapshot(self, choose: Callable[[int], int | None], slot: int) -> int | None:
+        """Order a snapshot into ``slot`` at the boundary that ``choose`` picks, given the highest step entered."""
+        return self._name(choose, slot, stop=False)
+
+    def stop(self, lowest: int, slot: int) -> int:
+        """Order all ranks to leave at the first boundary they can all reach; ``slot`` may still be ``NONE``."""
+        step = self._name(lambda entered: max(entered, lowest), slot, stop=True)
+        assert step is not None, "a stop always has a boundary"
+        return step
+
+    def give_slot(self, slot: int) -> None:
+        """Name the slot of a stop that was ordered without one; ``NO_SNAPSHOT``: leave without."""
+        self._words[SNAPSHOT_SLOT] = slot
+
+    def clear(self) -> None:
+        """The order is carried out, or dropped."""
+        self._words[ATTENTION] = NOTHING
+        self._words[SNAPSHOT_STEP] = self._words[SNAPSHOT_SLOT] = NONE
+
+    def end(self) -> None:
+        """From now on SIGTERM means: leave, wherever you are."""
+        self._words[END] = 1
+
+    def _name(self, choose: Callable[[int], int | None], slot: int, *, stop: bool) -> int | None:
+        words = self._words
+        words[PENDING] = 1
+        words[ATTENTION] = 0
+        self._settle()
+        pulses = [self._board.pulse(index) for index in range(self._board.rows)]
+        step = choose(max(pulse.entered for pulse in pulses))
+        if step is not None:
+            words[SNAPSHOT_STEP], words[SNAPSHOT_SLOT] = step, slot
+            if stop:
+                words[STOP_STEP] = step
+        words[ATTENTION] = NOTHING if step is None else step
+        words[PENDING] = 0
+        return step

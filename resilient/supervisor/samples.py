@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the machine has left: memory of the cgroup (v1 and v2), ``/dev/shm`` and a disk.
+
+What cannot be read is ``None``: unknown, never fine. Workers import this as well.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+_NO_LIMIT: Final = 1 << 60
+"""cgroup v1 writes "no limit" as a number near 2**63."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One look at everything."""
+
+    memory_used: int | None
+    """Bytes charged to the cgroup that is nearest to its limit, without file cache that can be dropped."""
+    memory_limit: int | None
+    """Its limit; ``None`` where nothing limits."""
+    oom_kills: int | None
+    """Processes of our cgroup that the kernel's OOM killer has ended since it was made."""
+    shm_used_fraction: float | None
+    disk_used_fraction: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Memory:
+    used: int | None
+    limit: int | None
+
+    @property
+    def left(self) -> float:
+        if self.limit is None:
+            return float("inf")
+        return self.limit - (self.used or 0)
+
+
+def sample(
+    *,
+    disk: str | os.PathLike[str] | None = None,
+    root: str | os.PathLike[str] = "/",
+    shm: str | os.PathLike[str] = "/dev/shm",
+) -> Sample:
+    """Look now; ``disk`` is any path on the file system of interest, ``root`` where ``proc`` and ``sys`` lie."""
+    folders, version = _memory_folders(Path(root))
+    memory = _tightest(folders, version)
+    return Sample(
+        memory_used=memory.used,
+        memory_limit=memory.limit,
+        oom_kills=_oom_kills(folders, version),
+        shm_used_fraction=_used_fraction(shm),
+        disk_used_fraction=None if disk is None else _used_fraction(disk),
+    )
+
+
+def memory_available(root: str | os.PathLike[str] = "/") -> int | None:
+    """Bytes that can still be taken, by the cgroup's limits and by the host; ``None`` where neither can be read."""
+    memory = _tightest(*_memory_folders(Path(root)))
+    host = _keyed(Path(root) / "proc/meminfo").get("MemAvailable:")
+    left = [] if host is None else [host << 10]  # "kB" there are KiB
+    if memory.limit is not None and memory.used is not None:
+        left.append(memory.limit - memory.used)
+    return max(0, min(left)) if left else None
+
+
+def _memory_folders(root: Path) -> tuple[list[Path], int]:
+    """Our memory cgroup and its ancestors, nearest first, as far as they can be seen; and the version."""
+    path, version = _own_cgroup(root / "proc/self/cgroup")
+    top = root / "sys/fs/cgroup"
+    if version == 1:
+        top /= "memory"
+    # A container often sees the host's path in /proc, and its own cgroup mounted as the top.
+    own = top / path.lstrip("/") if ".." not in path.split("/") else top
+    if not own.is_dir():
+        own = top
+    return [own, *(parent for parent in own.parents if parent.is_relative_to(top))], version
+
+
+def _own_cgroup(table: Path) -> tuple[str, int]:
+    unified = "/"
+    for line in _lines(table):
+        _, _, rest = line.partition(":")
+        names, _, path = rest.partition(":")
+        if "memory" in names.split(","):
+            return path, 1
+        if not names:
+            unified = path
+    return unified, 2
+
+
+def _tightest(folders: list[Path], version: int) -> _Memory:
+    """The level that leaves least; our own where none has a limit."""
+    return min((_memory(folder, version) for folder in folders), key=lambda memory: memory.left)
+
+
+def _memory(folder: Path, version: int) -> _Memory:
+    used_name, limit_name, cache_name = (
+        ("memory.usage_in_bytes", "memory.limit_in_bytes", "total_inactive_file")
+        if version == 1
+        else ("memory.current", "memory.max", "inactive_file")
+    )
+    used, limit = _number(folder / used_name), _number(folder / limit_name)
+    if used is not None:
+        used = max(0, used - _keyed(folder / "memory.stat").get(cache_name, 0))
+    return _Memory(used=used, limit=None if limit is None or limit >= _NO_LIMIT else limit)
+
+
+def _oom_kills(folders: list[Path], version: int) -> int | None:
+    name = "memory.oom_control" if version == 1 else "memory.events"
+    return _keyed(folders[0] / name).get("oom_kill")
+
+
+def _used_fraction(path: str | os.PathLike[str]) -> float | None:
+    """The fuller of blocks and inodes, as an unprivileged process finds it."""
+    try:
+        status = os.statvfs(path)
+    except OSError:
+        return None
+    fractions = [
+        (total - free) / (total - free + available)
+        for total, free, available in (
+            (status.f_blocks, status.f_bfree, status.f_bavail),
+            (status.f_files, status.f_ffree, status.f_favail),
+        )
+        if total - free + available > 0
+    ]
+    return max(fractions, default=None)
+
+
+def _number(path: Path) -> int | None:
+    text = next(_lines(path), "").strip()
+    return int(text) if text.isdecimal() else None
+
+
+def _keyed(path: Path) -> dict[str, int]:
+    """Lines of a name, a number and perhaps a unit."""
+    pairs = (line.split() for line in _lines(path))
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) >= 2 and pair[1].isdecimal()}
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        yield from path.read_text(errors="replace").splitlines()
+    except OSError:
+        return

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The supervisor's link to the checkpoint store: one saver at a time, opened, replaced when it dies."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import select
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from resilient.checkpoint.layout import Debit, FinishedMark
+from resilient.checkpoint.requests import Failed, Finish, Open, Opened, Record, Reply, Request, Ship
+from resilient.core import events as ev
+from resilient.supervisor.saver_process import SaverProcess
+
+REOPEN_S: Final = 5.0
+"""Between tries at a store that refuses."""
+LOCAL_LOCK_S: Final = 5.0
+"""Outside Kubernetes a run that somebody holds is refused soon; inside, an old pod may still be ending."""
+_WRONG: Final = frozenset({"settings", "corrupt", "damaged", "missing", "refused"})
+"""Answers that no waiting cures."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Who opens the run."""
+
+    submission: str
+    index: int
+    pod: str
+    journal: str
+    in_kubernetes: bool
+
+
+class StoreLink:
+    """Requests to the saver that outlive the saver."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        slots: Mapping[int, Sequence[int]],
+        *,
+        token: str,
+        environ: Mapping[str, str],
+        watch: Callable[[int, Callable[[], None]], None],
+        unwatch: Callable[[int], None],
+        after: Callable[[str, float, Callable[[], None]], None],
+        note: Callable[[str], None],
+    ) -> None:
+        self._identity = identity
+        self._slots = slots
+        self._token = token
+        self._environ = environ
+        self._watch = watch
+        self._unwatch = unwatch
+        self._after = after
+        self._note = note
+        self._saver: SaverProcess | None = None
+        self.opened: Opened | None = None
+        self._again: Callable[[], None] | None = None
+        self._opening = False
+        self._held: list[tuple[Callable[[int], Request], Callable[[Reply], None]]] = []
+        """Requests that came while the run was being opened, at first or by the next saver."""
+
+    @property
+    def saver_pid(self) -> int | None:
+        return self._saver.pid if self._saver else None
+
+    def open(
+        self, url: str, *, keep: int, fresh: bool, until: float, then: Callable[[Opened | ev.OpenFailed], None]
+    ) -> None:
+        """Open the run, asking again until ``until`` where the store does not answer or refuses."""
+        if url.startswith("memory:"):
+            why = "cannot use memory:// for checkpoints: nobody but the process that wrote them could read them"
+            then(ev.OpenFailed(why=f"{why}; give a directory or the URL of a store", wrong=True))
+            return
+
+        def again() -> None:
+            self.open(url, keep=keep, fresh=fresh, until=until, then=then)
+
+        def answered(reply: Reply) -> None:
+            if isinstance(reply, Opened):
+                self.opened, self._opening = reply, False
+                # A saver that takes over later must not begin the history anew once more.
+                self._again = lambda: self.open(
+                    url, keep=keep, fresh=False, until=time.monotonic() + patience_s, then=self._reopened
+                )
+                then(reply)
+                self._let_go()
+            elif isinstance(reply, Failed):
+                locked = reply.kind == "locked" and not self._identity.in_kubernetes
+                wrong = reply.kind in _WRONG or locked
+                if wrong or time.monotonic() + REOPEN_S >= until:
+                    self._opening = False
+                    then(ev.OpenFailed(why=reply.why, wrong=wrong))
+                    self._let_go()
+                else:
+                    self._note(f"the checkpoint store cannot be opened yet: {reply.why}")
+                    self._after("open", REOPEN_S, again)
+
+        self._opening = True
+        patience_s = max(0.0, until - time.monotonic())
+        identity = self._identity
+        self._submit(
+            lambda number: Open(
+                id=number,
+                url=url,
+                submission=identity.submission,
+                index=identity.index,
+                pod=identity.pod,
+                host=socket.gethostname(),
+                pid=os.getpid(),
+                journal=identity.journal,
+                fresh=fresh,
+                keep=keep,
+                lock_patience_s=patience_s if identity.in_kubernetes else min(LOCAL_LOCK_S, patience_s),
+                patience_s=patience_s,
+            ),
+            answered,
+        )
+
+    def submit(self, make: Callable[[int], Request], then: Callable[[Reply], None]) -> None:
+        """Ask for something once the run is open; the caller's deadline bounds how long it waits for that."""
+        if self._opening or (self._saver is not None and not self._saver.alive):
+            self._held.append((make, then))
+        elif self.opened is None:
+            then(Failed(id=0, why="the checkpoint store is not open", answered=False, kind="unreachable"))
+        else:
+            self._submit(make, then)
+
+    def record(
+        self, debit: ev.Debit, *, attempt: int, why: str, patience_s: float, then: Callable[[str | None], None]
+    ) -> None:
+        """Put an exit on record; ``then`` is told what went wrong, or ``None``."""
+        row = self.debit(debit, attempt=attempt, why=why)
+        self.submit(
+            lambda number: Record(id=number, debit=row, patience_s=patience_s),
+            lambda reply: then(reply.why if isinstance(reply, Failed) else None),
+        )
+
+    def debit(self, debit: ev.Debit, *, attempt: int, why: str) -> Debit:
+        """The record of an exit."""
+        return Debit(
+            submission=self._identity.submission,
+            index=self._identity.index,
+            attempt=attempt,
+            code=debit.code,
+            step=debit.step,
+            fingerprint=debit.fingerprint[:200],
+            held_s=debit.held_s,
+            wall_s=time.time(),
+            why=why[:1000],
+        )
+
+    def finish(
+        self, *, steps: int | None, reached: int, attempt: int, patience_s: float, then: Callable[[str | None], None]
+    ) -> None:
+        """Write the finished mark."""
+        how = "steps" if steps is not None and reached >= steps else "break"
+        submission = self._identity.submission
+        mark = FinishedMark(steps=steps, reached=reached, how=how, submission=submission, attempt=attempt)
+        self.submit(
+            lambda number: Finish(id=number, mark=mark, patience_s=patience_s),
+            lambda reply: then(reply.why if isinstance(reply, Failed) else None),
+        )
+
+    def ship(self, number: int, path: str, then: Callable[[bool], None]) -> None:
+        """Keep a copy of a segment of the journal; ``then`` is told whether that succeeded."""
+        if self.opened is not None:
+            self.submit(
+                lambda n: Ship(id=n, pod=self._identity.pod, number=number, path=path),
+                lambda reply: then(not isinstance(reply, Failed)),
+            )
+
+    def ship_rest(
+        self, segment: Callable[[], tuple[int, Path] | None], shipped: Callable[[int], None], until: float
+    ) -> None:
+        """Ship everything, waiting for it: the last entries say how it ended. Not for the loop."""
+        while self.opened is not None and (cut := segment()) is not None:
+            done: list[bool] = []
+            self.ship(cut[0], str(cut[1]), done.append)
+            while not done:
+                saver = self._saver
+                if saver is None or not select.select([saver], [], [], max(0.0, until - time.monotonic()))[0]:
+                    return
+                self._on_replies()
+            if not done[0]:
+                return  # the store fails, and what is left has nobody to try it again
+            shipped(cut[0])
+
+    def close(self, timeout_s: float) -> None:
+        """Let the saver finish what it was asked, and end."""
+        if self._saver is not None:
+            self._unwatch(self._saver.fileno())
+            self._saver.close(timeout_s)
+            self._saver = None
+
+    def _submit(self, make: Callable[[int], Request], then: Callable[[Reply], None]) -> None:
+        if self._saver is None:
+            self._saver = SaverProcess(self._slots, self._token, self._environ)
+            self._watch(self._saver.fileno(), self._on_replies)
+        self._saver.submit(make, then)
+
+    def _on_replies(self) -> None:
+        saver = self._saver
+        if saver is None:
+            return
+        saver.read()
+        if saver.alive:
+            return
+        # It was killed (out of memory, a person): what it held is free, so another one takes over.
+        self._note("the saver ended; another one is started")
+        self._unwatch(saver.fileno())
+        saver.close(0.0)
+        self._saver = None
+        if self._again is not None and not self._opening:  # else its opening has failed, and is tried again
+            self._again()
+
+    def _let_go(self) -> None:
+        held, self._held = self._held, []
+        for make, then in held:
+            self.submit(make, then)
+
+    def _reopened(self, answer: Opened | ev.OpenFailed) -> None:
+        if isinstance(answer, ev.OpenFailed):
+            self._note(f"the checkpoint store is lost: {answer.why}; training goes on without it")
+            if self._again is not None and not answer.wrong:
+                self._after("open", REOPEN_S, self._again)

@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a run's batches come from, and how the position in them is found again.
+
+A position is an epoch, the number of batches used of it, and the state that the
+generators had when the epoch's sampler began. To go on from it the sampler is run
+again from that state, what was used is skipped without being fetched, and the
+generators are put to where they were at the snapshot. The state is taken when the
+sampler is first asked, not when the iterator is made: persistent workers draw a
+base seed for the first iterator of a process only.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Protocol
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from resilient.errors import CheckpointError, SettingsError
+from resilient.training import rng
+from resilient.training.seeding import Numbered, SeededData, WorkerStart
+
+Tree = dict[str, Any]
+_LATER: Final = "resuming those comes with a later release"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """How far a rank is in its data."""
+
+    seed: int
+    """Where the seeds of DataLoader workers come from; drawn once in a run."""
+    epoch: int = 0
+    used: int = 0
+    """Batches of the epoch that were given out; not those that workers have fetched ahead."""
+    start: Tree | None = None
+    """The generators when the epoch's sampler was first asked."""
+
+    def to_tree(self) -> Tree:
+        """As a part of the image."""
+        return {"seed": self.seed, "epoch": self.epoch, "used": self.used, "start": self.start}
+
+    @classmethod
+    def from_tree(cls, tree: Tree) -> Position:
+        """From a part of an image that ``differences`` found fine."""
+        return cls(seed=tree["seed"], epoch=tree["epoch"], used=tree["used"], start=tree["start"])
+
+
+def differences(tree: object) -> list[str]:
+    """What is wrong with a saved position."""
+    if tree is None:
+        return []
+    if not isinstance(tree, dict) or tree.keys() != {"seed", "epoch", "used", "start"}:
+        return ["run.data: not a position"]
+    numbers = [tree["seed"], tree["epoch"], tree["used"]]
+    if not all(type(number) is int for number in numbers) or min(numbers[1:]) < 0:
+        return ["run.data: not a position"]
+    start = tree["start"]
+    if start is None or (isinstance(start, dict) and start.keys() == {"rng", "generators"}):
+        return []
+    return ["run.data.start: not the state of generators"]
+
+
+class Source(Protocol):
+    """Batches, epoch after epoch."""
+
+    def open(self, position: Position, now: Tree | None) -> Iterator[Any]:
+        """The rest of an epoch; with ``now`` the generators end up there once what was used is skipped."""
+
+    def start(self) -> Tree | None:
+        """The generators when the present epoch's sampler was first asked."""
+
+    def close(self) -> None:
+        """No more batches are wanted."""
+
+
+def source_of(loader: Any, *, seed: int, rank: int) -> Source:
+    """The source behind what the user gave; refused where the position could not be found again."""
+    if isinstance(loader, DataLoader):
+        return LoaderSource(loader, f"{seed}/{rank}")
+    if isinstance(loader, Mapping | str | bytes) or not (hasattr(loader, "__getitem__") and hasattr(loader, "__len__")):
+        what = "an iterator can be used once" if isinstance(loader, Iterator) else "it has no position to return to"
+        raise SettingsError(
+            f"cannot resume a {type(loader).__name__}: {what}; give run.batches a DataLoader over a map-style "
+            f"data set or a list of batches ({_LATER})"
+        )
+    return SequenceSource(loader)
+
+
+class SequenceSource:
+    """Batches that are there already."""
+
+    def __init__(self, batches: Sequence[Any]) -> None:
+        self._batches = batches
+
+    def open(self, position: Position, now: Tree | None) -> Iterator[Any]:
+        if now is not None:
+            rng.restore(now)
+        return (self._batches[index] for index in range(position.used, len(self._batches)))
+
+    def start(self) -> Tree | None:
+        return None
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class LoaderSource:
+    """A map-style DataLoader: a clone of it that has our sampler around its own."""
+
+    def __init__(self, loader: DataLoader[Any], seed: str) -> None:
+        _refuse(loader)
+        single = loader.batch_sampler is None
+        inner = loader.sampler if single else loader.batch_sampler
+        self._samplers = _samplers(loader)
+        self._order = Order(inner, _generators(loader, self._samplers))
+        multiprocessing = loader.multiprocessing_context or torch.multiprocessing
+        self._ending = multiprocessing.RawValue("b", 0) if loader.num_workers else None
+        start = WorkerStart(loader.worker_init_fn, self._ending) if loader.num_workers else loader.worker_init_fn
+        order: dict[str, Any] = (
+            {"batch_size": None, "sampler": self._order} if single else {"batch_sampler": self._order}
+        )
+        if loader.pin_memory_device:
+            order["pin_memory_device"] = loader.pin_memory_device
+        self._loader: DataLoader[Any] = DataLoader(
+            SeededData(loader.dataset, seed),
+            num_workers=loader.num_workers,
+            collate_fn=loader.collate_fn,
+            pin_memory=loader.pin_memory,
+            timeout=loader.timeout,
+            worker_init_fn=start,
+            multiprocessing_context=loader.multiprocessing_context,
+            generator=loader.generator,
+            prefetch_factor=loader.prefetch_factor,
+            persistent_workers=loader.persistent_workers,
+            **order,
+        )
+        if loader.num_workers:
+            # multiprocessing ends its children with SIGTERM at exit and waits for them.
+            atexit.register(_end, self._ending)
+
+    def open(self, position: Position, now: Tree | None) -> Iterator[Any]:
+        for sampler in self._samplers:
+            if callable(getattr(sampler, "set_epoch", None)):
+                sampler.set_epoch(position.epoch)
+        if position.start is None and now is not None:
+            rng.restore(now)  # nothing to skip: the iterator's own draws belong to what comes
+            now = None
+        self._order.prepare(position, now)
+        if self._ending is not None:
+            self._ending.value = 0
+        with _sigterm_blocked(self._loader.num_workers):
+            iterator = iter(self._loader)
+        if now is not None and self._loader.num_workers:
+            rng.restore(now)  # the workers' base seed was drawn
+        return iterator
+
+    def start(self) -> Tree | None:
+        return self._order.start
+
+    def close(self) -> None:
+        if self._ending is not None:
+            _end(self._ending)
+
+
+class Order:
+    """The user's sampler, from a position on, each item with its number."""
+
+    def __init__(self, inner: Any, generators: list[torch.Generator]) -> None:
+        self._inner = inner
+        self._generators = generators
+        self._position: Position | None = None
+        self._now: Tree | None = None
+        self.start: Tree | None = None
+
+    def prepare(self, position: Position, now: Tree | None) -> None:
+        """Say where the next iteration is to begin."""
+        self._position = position
+        self._now = now
+        self.start = None
+
+    def __len__(self) -> int:
+        return len(self._inner)
+
+    def __iter__(self) -> Iterator[Numbered]:
+        # Runs when first asked; DataLoader makes one iterator too many when it has workers.
+        position = self._position
+        assert position is not None, "prepare comes first"
+        self._begin(position)
+        items = iter(self._inner)
+        for number in range(position.used):
+            if next(items, _GONE) is _GONE:
+                raise CheckpointError(
+                    f"cannot resume the data: epoch {position.epoch} has {number} batches where {position.used} were "
+                    "used; give the data set, batch size and sampler that it was saved with"
+                )
+        if self._now is not None:
+            rng.restore(self._now)
+        for number, item in enumerate(items, position.used):
+            yield Numbered(position.epoch, number, item)
+
+    def _begin(self, position: Position) -> None:
+        if position.start is None:
+            states = [generator.get_state() for generator in self._generators]
+            self.start = {"rng": rng.capture(), "generators": states}
+            return
+        self.start = position.start
+        if len(position.start["generators"]) != len(self._generators):
+            raise CheckpointError("cannot resume the data: the loader has other generators than it was saved with")
+        rng.restore(position.start["rng"])
+        for generator, state in zip(self._generators, position.start["generators"], strict=True):
+            generator.set_state(state.clone())
+
+
+_GONE: Final = object()
+
+
+class Stream:
+    """Endless batches from a source, and the position in them."""
+
+    def __init__(self, source: Source, position: Position) -> None:
+        self._source = source
+        self._begun = position
+        """Where the epoch was begun by this process."""
+        self._used = position.used
+        self._epoch: Iterator[Any] | None = None
+
+    def position(self) -> Position:
+        """Where a run that is interrupted now has to go on."""
+        if self._used == self._begun.used:
+            return self._begun
+        return replace(self._begun, used=self._used, start=self._source.start())
+
+    def next(self, now: Tree | None) -> Any:
+        """The next batch; ``now``, where given, is what the generators are put to before it is fetched."""
+        while True:
+            if self._epoch is None:
+                self._begun = self.position()
+                if now is None and self._used:
+                    now = rng.capture()  # this process has left the epoch before, and comes back to it
+                self._epoch = self._source.open(self._begun, now)
+                now = None
+            batch = next(self._epoch, _GONE)
+            if batch is not _GONE:
+                self._used += 1
+                return batch
+            if not self._used:
+                raise SettingsError("cannot train: the loader gives no batch; check data set, batch size, drop_last")
+            self._begun, self._used = replace(self._begun, epoch=self._begun.epoch + 1, used=0, start=None), 0
+            self._epoch = None
+
+    def close(self) -> None:
+        """Let go of the iterator and its workers."""
+        self._source.close()
+        self._epoch = None
+
+
+def _end(ending: Any) -> None:
+    ending.value = 1
+
+
+def _refuse(loader: DataLoader[Any]) -> None:
+    why = None
+    if isinstance(loader.dataset, IterableDataset):
+        why = "its data set is iterable-style and has no positions"
+    elif type(loader).__iter__ is not DataLoader.__iter__:
+        why = f"{type(loader).__name__} iterates in its own way"
+    elif loader.num_workers and not getattr(loader, "in_order", True):
+        why = "in_order=False gives batches out in another order each time"
+    if why:
+        raise SettingsError(
+            f"cannot resume this DataLoader: {why}; use a map-style data set and a plain DataLoader ({_LATER})"
+        )
+
+
+def _samplers(loader: DataLoader[Any]) -> list[Any]:
+    found: list[Any] = []
+    for owner in (loader, loader.batch_sampler):
+        for name in ("batch_sampler", "sampler"):
+            sampler = getattr(owner, name, None)
+            if sampler is not None and all(sampler is not known for known in found):
+                found.append(sampler)
+    return found
+
+
+def _generators(loader: DataLoader[Any], samplers: list[Any]) -> list[torch.Generator]:
+    found: list[torch.Generator] = []
+    for owner in (loader, *samplers):
+        generator = getattr(owner, "generator", None)
+        if isinstance(generator, torch.Generator) and all(generator is not known for known in found):
+            found.append(generator)
+    return found
+
+
+@contextlib.contextmanager
+def _sigterm_blocked(workers: int) -> Iterator[None]:
+    """Workers that are started here inherit the block, and lift it when their own handler stands."""
+    if not workers:
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

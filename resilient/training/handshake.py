@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From ``Hello`` to ``Go``: how a worker learns what to resume from.
+
+The worker says ``Hello``. The host answers ``Begin`` once all local workers have
+said it, then ``Try`` as often as it has candidates, and the worker answers each
+with ``Tried``. ``Go`` names the candidate to be loaded, the one that was tried
+last, or none; when it is loaded the worker says ``Restored``. Instead of any of
+its words the host may say ``Refuse``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+from resilient.checkpoint.arena import Slot
+from resilient.errors import CheckpointError, ResilientError
+from resilient.link.attach import Attachment
+from resilient.link.channel import Closed
+from resilient.link.messages import Begin, FromHost, Go, Refuse, Tried, Try
+from resilient.training import restore
+from resilient.training.restore import Candidate
+from resilient.training.state import Part
+
+
+class HostGone(ResilientError):
+    """The host ended while its answer was needed."""
+
+
+def receive(attachment: Attachment) -> FromHost:
+    """The host's next word; ``Refuse`` ends this process, and so does a host that is gone."""
+    try:
+        answer = attachment.channel.receive()
+    except Closed as error:
+        raise HostGone(f"cannot go on: the {attachment.host} ended; look at its last lines") from error
+    if isinstance(answer, Refuse):
+        sys.stderr.write(f"resilient: {answer.why}\n")
+        raise SystemExit(answer.code)
+    return answer
+
+
+def agree(
+    attachment: Attachment, parts: Mapping[str, Part], slots: Sequence[Slot], *, rank: int, world_size: int
+) -> tuple[Begin, Candidate | None]:
+    """Try what the host names until it says which one all ranks load; nothing is loaded here."""
+    begin = receive(attachment)
+    if not isinstance(begin, Begin):
+        raise unexpected(begin)
+
+    def read(order: Try) -> Candidate:
+        if order.slot is not None:
+            arena = slots[order.slot]
+            view = restore.read_memory(attachment.board, attachment.index, order.slot, arena, step=order.step)
+        elif begin.checkpoints is None:
+            raise CheckpointError("cannot restore: no URL of checkpoints is in force")
+        else:
+            view = restore.read_durable(begin.checkpoints, order.name, rank=rank, world_size=world_size)
+        return restore.check(order.name, view, parts, step=order.step)
+
+    return begin, _try_all(attachment, read)
+
+
+def _try_all(attachment: Attachment, read: Callable[[Try], Candidate]) -> Candidate | None:
+    candidate: Candidate | None = None
+    while True:
+        answer = receive(attachment)
+        if isinstance(answer, Go):
+            break
+        if not isinstance(answer, Try):
+            raise unexpected(answer)
+        candidate, why = _try(answer, read)
+        attachment.send(Tried(name=answer.name, ok=candidate is not None, why=why))
+    if not answer.name:
+        return None
+    if candidate is None or (candidate.name, candidate.step) != (answer.name, answer.step):
+        raise CheckpointError(f"cannot restore {answer.name}: it is not the candidate that was tried last")
+    return candidate
+
+
+def _try(order: Try, read: Callable[[Try], Candidate]) -> tuple[Candidate | None, str]:
+    try:
+        return read(order), ""
+    except Exception as error:  # whatever is wrong with it, the host names the next candidate
+        return None, f"{error}" if isinstance(error, ResilientError) else f"{type(error).__name__}: {error}"
+
+
+def unexpected(answer: FromHost) -> ResilientError:
+    """The error for a word of the host's that does not belong here."""
+    return ResilientError(f"cannot go on: the host said {type(answer).__name__} where it does not belong")

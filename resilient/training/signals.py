@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SIGTERM in a worker: obeyed only when the host is ending the group, otherwise it is the host that names the stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Final
+
+from resilient.link.board import END, Board, row_base
+
+TERM: Final = 7
+"""Word of a row: 1 once the worker of a standalone keeper was asked to leave."""
+LEAVE_NOW: Final = 128 + signal.SIGTERM
+
+
+def install(board: Board, index: int, *, supervised: bool, host_is_gone: Callable[[], bool]) -> None:
+    """Take SIGTERM over. A platform that signals every process of the container then changes nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        return  # only the main thread may, and who builds the run elsewhere keeps the handler that is there
+    owner = os.getpid()
+    term = row_base(index) + TERM
+
+    def obey(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != owner:  # a forked child: the host speaks to the worker only
+            return
+        if board.words[END] == 1 or host_is_gone():
+            raise SystemExit(LEAVE_NOW)
+        if not supervised:
+            board.words[term] = 1
+
+    signal.signal(signal.SIGTERM, obey)

@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parts of a training's state: how each kind is captured, checked and put back.
+
+A part never keeps a tensor that it was given: what is loaded may be a view of
+memory that is written over by the next snapshot. Parts that are loaded with one
+memo share what they shared when they were saved, as far as that is known of tensors.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict, deque
+from collections.abc import Mapping
+from typing import Any, Final, Protocol, TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
+
+from resilient.errors import SettingsError
+
+_ON_HOST: Final = "step"
+"""Key of the state that stays on the host, unless the optimizer is capturable or fused."""
+
+
+Memo: TypeAlias = dict[int, Any]
+"""What each saved object, by its id, came back as; like that of :func:`copy.deepcopy`."""
+
+
+class Part(Protocol):
+    """One entry of ``Run(state=...)``."""
+
+    def capture(self) -> object:
+        """Its state as a tree of tensors and objects, not copied."""
+
+    def differences(self, saved: Any) -> list[str]:
+        """Why ``saved`` cannot be loaded; empty when it can. Changes nothing."""
+
+    def load(self, saved: Any, memo: Memo | None = None) -> None:
+        """Put ``saved`` in place; what ``memo`` knows already becomes the same object again."""
+
+
+def parts_of(state: Mapping[str, object]) -> dict[str, Part]:
+    """The parts of ``Run(state=...)``; anything that cannot be put back later is refused now."""
+    if not isinstance(state, Mapping):
+        raise SettingsError(f"cannot use state: it is a {type(state).__name__}; do Run(state={{'model': model}})")
+    parts = {}
+    for name, value in state.items():
+        if not isinstance(name, str) or not name:
+            raise SettingsError(f"cannot use state[{name!r}]: keys are names; use a string that is not empty")
+        part = _part(name, value)
+        if part is not None:
+            parts[name] = part
+    return parts
+
+
+def in_load_order(parts: Mapping[str, Part]) -> list[tuple[str, Part]]:
+    """Those first whose tensors lie where they lie: what is tied to them is then tied to the live ones."""
+    places = {ModulePart: 0, OptimizerPart: 1}
+    return sorted(parts.items(), key=lambda item: places.get(type(item[1]), 2))
+
+
+def _part(name: str, value: object) -> Part | None:
+    if isinstance(value, type):
+        raise SettingsError(f"cannot use state[{name!r}]: {value.__name__} is a class; pass an object of it")
+    if isinstance(value, nn.Module):
+        return ModulePart(value)
+    if isinstance(value, Optimizer):
+        return OptimizerPart(value)
+    if callable(getattr(value, "state_dict", None)) and callable(getattr(value, "load_state_dict", None)):
+        return StatefulPart(value)
+    if isinstance(value, DataLoader):
+        return None  # `run.batches` keeps its position
+    if isinstance(value, (dict, list)):
+        return ContainerPart(value)
+    raise SettingsError(
+        f"cannot use state[{name!r}]: a {type(value).__name__} could be saved but not put back in place; "
+        "pass something with state_dict and load_state_dict, a dict, or a list"
+    )
+
+
+class ModulePart:
+    """A module; inside DDP or ``torch.compile`` the bare one, so that wrapping it is free to change."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+
+    def _bare(self) -> nn.Module:
+        module = self._module
+        while True:
+            if isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+                module = module.module
+            elif isinstance(getattr(module, "_orig_mod", None), nn.Module):
+                module = cast(nn.Module, module._orig_mod)
+            else:
+                return module
+
+    def capture(self) -> dict[str, Any]:
+        return dict(self._bare().state_dict())
+
+    def differences(self, saved: Any) -> list[str]:
+        live = self.capture()
+        if not isinstance(saved, dict):
+            return ["not a module's state"]
+        found = [f"{key}: in the model, not in what was saved" for key in live.keys() - saved.keys()]
+        found += [f"{key}: saved, but not in the model" for key in saved.keys() - live.keys()]
+        for key in live.keys() & saved.keys():
+            if _form(live[key]) != _form(saved[key]):
+                found.append(f"{key}: saved as {_form(saved[key])}, the model has {_form(live[key])}")
+        return sorted(found)
+
+    def load(self, saved: Any, memo: Memo | None = None) -> None:
+        memo = {} if memo is None else memo
+        module = self._bare()
+        state = OrderedDict(
+            (k, value if isinstance(value, Tensor) else owned(value, memo)) for k, value in saved.items()
+        )
+        # A saved state is of the same code, so of the versions that the modules have now.
+        state._metadata = getattr(module.state_dict(), "_metadata", {})  # type: ignore[attr-defined]  # torch's own word
+        module.load_state_dict(state)
+        lent = {value.untyped_storage().data_ptr() for value in saved.values() if isinstance(value, Tensor)}
+        live = (value for value in self.capture().values() if isinstance(value, Tensor) and value.numel())
+        if any(value.untyped_storage().data_ptr() in lent for value in live):
+            # A module of the user's keeps what it is given instead of copying it.
+            module.load_state_dict(OrderedDict((key, owned(value, memo)) for key, value in state.items()))
+        for key, value in self.capture().items():
+            if isinstance(value, Tensor) and isinstance(saved.get(key), Tensor):
+                memo[id(saved[key])] = value
+
+
+class OptimizerPart:
+    """A torch optimizer; a fresh one has no state yet, so saved state is checked against its parameters."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+
+    def capture(self) -> object:
+        return self._optimizer.state_dict()
+
+    def _parameters(self) -> list[Tensor]:
+        return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+
+    def differences(self, saved: Any) -> list[str]:
+        groups = saved.get("param_groups") if isinstance(saved, dict) else None
+        if not isinstance(groups, list) or not isinstance(saved.get("state"), dict):
+            return ["not an optimizer's state"]
+        live = self._optimizer.param_groups
+        if [_group_size(group) for group in groups] != [len(group["params"]) for group in live]:
+            return ["saved with other parameter groups than the optimizer has"]
+        missing = sorted({key for group in groups for key in self._optimizer.defaults.keys() - group.keys()})
+        if missing:
+            return [f"param_groups: saved without {missing[0]!r}; was it another kind of optimizer?"]
+        return self._shape_differences(saved["state"])
+
+    def _shape_differences(self, state: dict[Any, Any]) -> list[str]:
+        parameters = self._parameters()
+        found = []
+        for index, values in state.items():
+            if not isinstance(index, int) or not 0 <= index < len(parameters) or not isinstance(values, dict):
+                return [f"state[{index!r}]: not the state of one of the {len(parameters)} parameters"]
+            shape = parameters[index].shape
+            for key, value in values.items():
+                if isinstance(value, Tensor) and self._is_torchs_own() and not _fits(value.shape, shape):
+                    found.append(f"state[{index}].{key}: shape {tuple(value.shape)} for a parameter of {tuple(shape)}")
+        return found
+
+    def _is_torchs_own(self) -> bool:
+        """Others may keep state of any shape for a parameter."""
+        return type(self._optimizer).__module__.startswith("torch.optim")
+
+    def load(self, saved: Any, memo: Memo | None = None) -> None:
+        memo = {} if memo is None else memo
+        parameters = self._parameters()
+        state = {
+            index: {key: _beside(parameters[index], key, value, memo) for key, value in values.items()}
+            for index, values in saved["state"].items()
+        }
+        rest = {key: owned(value, memo) for key, value in saved.items() if key != "state"}
+        self._optimizer.load_state_dict({**rest, "state": state})
+        for group, fresh in zip(self._optimizer.param_groups, rest["param_groups"], strict=True):
+            # They were copied once more: a learning rate that is a tensor may be held elsewhere as well.
+            for key, value in fresh.items():
+                if (
+                    isinstance(value, Tensor)
+                    and isinstance(group.get(key), Tensor)
+                    and group[key].device == value.device
+                ):
+                    group[key] = value
+        for index, values in state.items():
+            live = self._optimizer.state[parameters[index]]
+            for key, value in values.items():
+                # It was cast to the parameter's dtype: float32 moments of bfloat16 parameters would lose their bits.
+                if key != _ON_HOST and isinstance(value, Tensor) and isinstance(live.get(key), Tensor):
+                    live[key] = value
+
+
+class StatefulPart:
+    """Anything else with ``state_dict`` and ``load_state_dict``: scheduler, scaler, sampler, the user's own."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def capture(self) -> object:
+        return self._value.state_dict()
+
+    def differences(self, saved: Any) -> list[str]:
+        # What the user's own classes keep may grow and change; of torch's schedulers the names are fixed.
+        if not isinstance(self._value, LRScheduler):
+            return []
+        live = self.capture()
+        if isinstance(saved, dict) and isinstance(live, dict) and saved.keys() == live.keys():
+            return []
+        return ["saved with other fields than the scheduler has; was it another kind of scheduler?"]
+
+    def load(self, saved: Any, memo: Memo | None = None) -> None:
+        self._value.load_state_dict(owned(saved, memo))
+
+
+class ContainerPart:
+    """A dict or list of plain data, restored in place: whoever holds it sees what was saved."""
+
+    def __init__(self, value: dict[Any, Any] | list[Any]) -> None:
+        self._value = value
+
+    def capture(self) -> object:
+        return self._value
+
+    def differences(self, saved: Any) -> list[str]:
+        same = isinstance(saved, dict) == isinstance(self._value, dict) and isinstance(saved, (dict, list))
+        return [] if same else [f"saved as a {type(saved).__name__}, now a {type(self._value).__name__}"]
+
+    def load(self, saved: Any, memo: Memo | None = None) -> None:
+        fresh = owned(saved, memo)
+        self._value.clear()
+        if isinstance(self._value, dict):
+            self._value.update(fresh)
+        else:
+            self._value.extend(fresh)
+
+
+def owned(value: Any, memo: Memo | None = None) -> Any:
+    """``value`` with every tensor in it replaced by a copy of one's own; what is one object there stays one."""
+    memo = {} if memo is None else memo
+    if id(value) in memo:
+        return memo[id(value)]
+    if isinstance(value, Tensor):
+        return _noted(value, value.clone(), memo)
+    if isinstance(value, (dict, list, deque)):
+        fresh = _noted(value, copy.copy(value), memo)  # keeps the kind of container
+        for key, item in list(value.items() if isinstance(value, dict) else enumerate(value)):
+            fresh[key] = owned(item, memo)
+        return fresh
+    return tuple(owned(item, memo) for item in value) if type(value) is tuple else copy.deepcopy(value, memo)
+
+
+def _noted(value: Any, fresh: Any, memo: Memo) -> Any:
+    """``fresh``, remembered; ``value`` is kept as long as the memo, so that its id is not given away."""
+    memo[id(value)] = fresh
+    memo.setdefault(id(memo), []).append(value)
+    return fresh
+
+
+def _form(value: object) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _group_size(group: object) -> int:
+    members = group.get("params") if isinstance(group, dict) else None
+    return len(members) if isinstance(members, list) else -1
+
+
+def _fits(saved: torch.Size, parameter: torch.Size) -> bool:
+    """Whether state of one shape can belong to a parameter: of its shape, or reduced along some dimensions."""
+    return len(saved) != len(parameter) or all(a in (1, b) for a, b in zip(saved, parameter, strict=True))
+
+
+def _beside(parameter: Tensor, key: str, value: Any, memo: Memo) -> Any:
+    """A copy of one's own, in its own dtype, where the optimizer wants it."""
+    if isinstance(value, Tensor) and key != _ON_HOST:
+        known = memo.get(id(value))
+        if isinstance(known, Tensor) and known.device == parameter.device:
+            return known
+        return _noted(value, value.to(parameter.device, copy=True), memo)
+    return owned(value, memo)

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A stand-in for the keeper of standalone workers: hands out descriptors, unlinks the name, echoes one message each."""
+
+import os
+import socket
+import sys
+
+from resilient.checkpoint.arena import Slot
+from resilient.link.board import Board
+from resilient.link.channel import Channel, Closed, send_descriptors
+from resilient.link.messages import FROM_WORKER, Begin, Note
+
+
+def main() -> None:
+    listener = socket.socket(fileno=int(sys.argv[sys.argv.index("--listen") + 1]))
+    ranks = int(sys.argv[sys.argv.index("--ranks") + 1])
+    board = Board.create(ranks)
+    channels = []
+    for _ in range(ranks):
+        sock, _ = listener.accept()
+        rank = int(sock.recv(4))
+        send_descriptors(sock, [board.fd, Slot.create("a").fd, Slot.create("b").fd])
+        channels.append((rank, Channel(sock, FROM_WORKER)))
+    os.unlink(listener.getsockname())
+    for rank, channel in channels:
+        note = channel.receive()
+        assert isinstance(note, Note)
+        channel.send(Begin(attempt=rank + 1, checkpoints=f"{note.text} {os.getsid(0) == os.getpid()}"))
+    for _, channel in channels:
+        try:
+            channel.receive()
+        except Closed:
+            continue
+
+
+main()

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run that was killed anywhere ends with the same bits, and goes on from nothing but what it may trust."""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from chaos import compare, steps_for, undisturbed
+from chaos_run import SCRIPT, trail
+from supervised import Ended, Folder
+
+STEPS = steps_for(3)
+BEFORE, NEWEST, LAST = f"1-{STEPS - 40}", f"1-{STEPS - 20}", f"1-{STEPS}"
+SEEDS = {1: 61, 2: 8, 3: 5, 4: 3}
+"""Of few kills; drawn so that a worker, the saver and the supervisor are among the victims."""
+
+
+# Kills.
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_kills_change_no_bit(tmp_path: Path, ranks: int, kills: int) -> None:
+    """Workers go on from memory, a new supervisor from the newest checkpoint, and no bit tells of it."""
+    check_kills(tmp_path, ranks, min(kills, 3))
+
+
+@pytest.mark.parametrize("ranks", [3, pytest.param(4, marks=pytest.mark.slow)])
+def test_one_kill_among_more_ranks_changes_no_bit(tmp_path: Path, ranks: int) -> None:
+    """From three ranks on the order of summation could tell."""
+    check_kills(tmp_path, ranks, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_many_kills_change_no_bit(tmp_path: Path, ranks: int, kills: int) -> None:
+    """The same, with as many kills as ``--kills`` says."""
+    check_kills(tmp_path, ranks, kills)
+
+
+def check_kills(directory: Path, ranks: int, kills: int) -> None:
+    run = compare(directory, ranks, kills, SEEDS[ranks])
+    assert sum(not line.endswith("before the next") for line in run.history) == kills
+    assert any("memory" in line for line in run.check_restores())
+
+
+# What a new start goes on from.
+
+
+@pytest.fixture
+def broken_off(tmp_path: Path) -> Folder:
+    """An undisturbed run of one rank as it was before its last steps."""
+    folder = Folder(tmp_path)
+    shutil.copytree(undisturbed(1, STEPS).store, folder.checkpoints)
+    (folder.checkpoints / "finished.json").unlink()
+    shutil.rmtree(folder.checkpoints / "checkpoints" / LAST)
+    assert checkpoints(folder) == [BEFORE, NEWEST]
+    return folder
+
+
+def train(folder: Folder, *flags: str, steps: int = STEPS) -> Ended:
+    return folder.run(*flags, *arguments(folder, steps))
+
+
+def arguments(folder: Folder, steps: int = STEPS) -> list[str | Path]:
+    return ["--checkpoints", folder.checkpoints, SCRIPT, "--steps", str(steps), "--result", folder.path]
+
+
+def checkpoints(folder: Folder) -> list[str]:
+    return sorted(path.parent.name for path in folder.checkpoints.glob("checkpoints/*/manifest.json"))
+
+
+def bits_are_right(folder: Folder) -> bool:
+    """Whether all states up to the end are those of the undisturbed run."""
+    ours, theirs = (trail(result, 0) for result in (folder.path, undisturbed(1, STEPS).result))
+    return ours <= theirs and max(ours) == max(theirs)
+
+
+def restored(ended: Ended) -> tuple[str, int]:
+    """The state that the only attempt began from."""
+    (entry,) = ended.entries("restore")
+    return entry["name"], entry["step"]
+
+
+def damage(folder: Folder, name: str) -> None:
+    """Flip one bit in the middle of an image."""
+    path = folder.checkpoints / "checkpoints" / name / "rank-0.safetensors"
+    image = bytearray(path.read_bytes())
+    image[len(image) // 2] ^= 1
+    path.write_bytes(image)
+
+
+def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_is_used(broken_off: Folder) -> None:
+    """One flipped bit; the journal names the checkpoint, and the end has the same bits all the same."""
+    damage(broken_off, NEWEST)
+    ended = train(broken_off)
+    assert ended.code == 0, ended.stderr
+    assert restored(ended) == (BEFORE, STEPS - 40)
+    (refused,) = ended.entries("restore")[0]["refused"]
+    assert refused["name"] == NEWEST
+    assert "digest" in refused["why"]
+    assert bits_are_right(broken_off)
+
+
+def test_nothing_is_trained_when_every_checkpoint_is_damaged(broken_off: Folder) -> None:
+    """A start from nothing would throw away what may still be saved by hand."""
+    damage(broken_off, BEFORE)
+    damage(broken_off, NEWEST)
+    before = checkpoints(broken_off)
+    ended = train(broken_off)
+    assert (ended.code, ended.attempts) == (115, 1)
+    assert NEWEST in ended.termination["why"]
+    assert BEFORE in ended.termination["why"]
+    assert checkpoints(broken_off) == before
+
+
+def test_another_number_of_ranks_is_refused(broken_off: Folder) -> None:
+    """With both numbers, and what to do."""
+    ended = train(broken_off, "--nproc-per-node", "2")
+    assert ended.code == 115
+    assert "saved by 1 rank, this run has 2 ranks" in ended.termination["why"]
+    assert "--nproc-per-node 1" in ended.stderr
+
+
+def test_fresh_starts_over(broken_off: Folder) -> None:
+    """Nothing of the earlier history is used, then or at the next start, and the training is the same."""
+    ended = train(broken_off, "--fresh", steps=10)
+    assert ended.code == 0, ended.stderr
+    assert restored(ended) == ("", 0)
+    ended = train(broken_off)
+    assert ended.code == 0, ended.stderr
+    assert restored(ended) == ("2-10", 10)
+    assert bits_are_right(broken_off)
+
+
+def test_a_later_step_of_an_earlier_attempt_does_not_win(broken_off: Folder) -> None:
+    """A supervisor that was given up for dead commits once more when its replacement has begun and saved."""
+    directory = broken_off.checkpoints / "checkpoints"
+    (directory / NEWEST).rename(broken_off.path / "not yet")
+    ended = train(broken_off, steps=STEPS - 30)
+    assert (ended.code, restored(ended)) == (0, (BEFORE, STEPS - 40))
+    (broken_off.path / "not yet").rename(directory / NEWEST)
+    ended = train(broken_off)
+    assert (ended.code, restored(ended)) == (0, (f"2-{STEPS - 30}", STEPS - 30))
+    assert bits_are_right(broken_off)
+
+
+def test_a_supervisor_that_was_replaced_ends(broken_off: Folder) -> None:
+    """Somebody else claims its next attempt: whatever it would save from then on must not count."""
+    claims = broken_off.checkpoints / "attempts"
+    os.mkfifo(broken_off.path / "events")
+    events = os.open(broken_off.path / "events", os.O_RDWR)
+    try:
+        with (
+            broken_off.start(*arguments(broken_off, 100_000), CHAOS_EVENTS="events", CHAOS_LIFE="1") as running,
+            os.fdopen(os.dup(events)) as lines,
+        ):
+            line = next(line.split() for line in lines if line.split()[4] == str(STEPS - 10))
+            claim = json.loads((claims / "2.json").read_text())
+            (claims / "3.json").write_text(json.dumps({**claim, "attempt": 3, "token": "0" * 32}))
+            os.kill(int(line[2]), signal.SIGKILL)
+            ended = running.wait()
+    finally:
+        os.close(events)
+    assert ended.code == 199
+    assert "attempt 3" in ended.termination["why"]
+    assert not [name for name in checkpoints(broken_off) if name.startswith("3-")]

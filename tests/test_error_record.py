@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tests of a worker's last words, each in a real interpreter that ends of its exception."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import resilient
+from resilient.core import wire
+from resilient.core.error_text import from_torchelastic
+from resilient.core.evidence import ErrorRecord, Ruling
+
+PREAMBLE = """
+import atexit, os, sys
+import resilient
+from resilient.training.error_record import LastWords
+atexit.register(print, "atexit ran")
+words = LastWords(rank=3, path={path!r}, torchelastic_path={elastic!r}, supervised={supervised!r})
+words.step = lambda: 41
+words.install()
+"""
+
+
+def run(body: str, folder: Path, *, supervised: bool = True) -> tuple[subprocess.CompletedProcess[str], Path]:
+    path = folder / "error.json"
+    paths = {"path": str(path) if supervised else None, "elastic": None if supervised else str(path)}
+    script = folder / "train.py"
+    script.write_text(PREAMBLE.format(**paths, supervised=supervised) + body)
+    command = [sys.executable, str(script)]
+    environ = {**os.environ, "PYTHONPATH": str(Path(resilient.__file__).parents[1])}
+    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False), path
+
+
+def record(body: str, folder: Path) -> ErrorRecord:
+    done, path = run(body, folder)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert done.stdout == "atexit ran\n"
+    return wire.decode(path.read_bytes(), {"ErrorRecord": ErrorRecord})
+
+
+def test_the_record_says_what_where_and_when(tmp_path: Path) -> None:
+    """Type, message, bases, the user's innermost frame, rank, step; and Python's own output stays."""
+    body = "import json\ndef loss():\n    json.loads('{')\nloss()\n"
+    found = record(body, tmp_path)
+    assert found.type == "json.decoder.JSONDecodeError"
+    assert found.chain[0].bases[0] == "ValueError"
+    assert found.message.startswith("Expecting property name")
+    line = PREAMBLE.count("\n") + 3
+    assert (found.frame, found.function) == (f"train.py:{line} in loss", "train.py:loss")
+    assert (found.rank, found.step, found.ruling) == (3, 41, None)
+    assert all((found.host, found.monotonic_s, found.wall_s))
+    assert "loss()" in found.traceback
+
+
+def test_the_chain_has_causes_contexts_and_members(tmp_path: Path) -> None:
+    """What an exception came from stands behind it; a suppressed context does not; BaseExceptions count."""
+    body = """
+class Members(BaseException):
+    exceptions = (KeyError("member"),)
+class CheckpointException(BaseException):
+    failures = {0: (OSError("disk"), "summary"), 1: IndexError("rank 1")}
+try:
+    try:
+        raise ValueError("suppressed")
+    except ValueError:
+        raise CheckpointException("dcp") from None
+except BaseException as error:
+    raise Members("outer") from error
+"""
+    types = [link.type.rpartition(".")[2] for link in record(body, tmp_path).chain]
+    assert types == ["Members", "CheckpointException", "KeyError", "OSError", "IndexError"]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (
+            "class E(Exception):\n    def __str__(self): raise KeyError\nraise E()",
+            "<its message cannot be read: KeyError>",
+        ),
+        ("raise ValueError('\\ud800')", "\\ud800"),
+        ("raise ValueError('x' * 10**7)", "x" * 4096),
+        ("e = ValueError('loop')\ne.__cause__ = e\nraise e", "loop"),
+    ],
+)
+def test_hostile_exceptions_are_recorded_within_bounds(body: str, message: str, tmp_path: Path) -> None:
+    """Neither a broken message nor an endless one keeps the record from being written."""
+    done, path = run(body, tmp_path)
+    assert done.returncode == 1
+    assert path.stat().st_size < 100_000
+    assert wire.decode(path.read_bytes(), {"ErrorRecord": ErrorRecord}).message == message
+
+
+@pytest.mark.parametrize(("name", "ruling"), [("Stop", "stop"), ("Retry", "retry"), ("Reschedule", "reschedule")])
+def test_a_ruling_is_recorded(name: str, ruling: str, tmp_path: Path) -> None:
+    """What the user's own code ruled reaches the supervisor as such."""
+    assert record(f"raise resilient.{name}('because')", tmp_path).ruling is Ruling(ruling)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [("Stop", 114), ("Retry", 193), ("Reschedule", 194), ("CheckpointError", 115), ("SettingsError", 115)],
+)
+def test_without_a_supervisor_the_worker_exits_with_the_contracts_code(error: str, code: int, tmp_path: Path) -> None:
+    """And still in good order: the traceback is shown and atexit runs, also inside of torch's own hook."""
+    wrapped = f"""
+import io
+inner = sys.excepthook
+def hook(*args):  # as torch.distributed does it
+    before, sys.stderr = sys.stderr, io.StringIO()
+    try:
+        inner(*args)
+    finally:
+        sys.stderr = before
+sys.excepthook = hook
+raise resilient.{error}("because")
+"""
+    for body in (f"raise resilient.{error}('because')", wrapped):
+        done, path = run(body, tmp_path, supervised=False)
+        assert done.returncode == code
+        assert f"{error}: because" in done.stderr
+        assert done.stdout == "atexit ran\n"
+        assert json.loads(path.read_text())["message"]["message"] == f"{error}: because"
+
+
+def test_torchruns_file_has_torchelastics_form(tmp_path: Path) -> None:
+    """Written for torchrun, it is read by our own reader of torchelastic's files as well; the exit stays Python's."""
+    done, path = run("raise ValueError('plain')", tmp_path, supervised=False)
+    assert done.returncode == 1
+    found = from_torchelastic(path.read_text())
+    assert found is not None
+    assert (found.type, found.message) == ("ValueError", "plain")
+
+
+def test_a_record_that_cannot_be_written_hides_nothing(tmp_path: Path) -> None:
+    """The traceback and the exit are those of the exception."""
+    (tmp_path / "error.json").mkdir()
+    done, _ = run("raise ValueError('plain')", tmp_path)
+    assert done.returncode == 1
+    assert "cannot write the error record" in done.stderr
+    assert "ValueError: plain" in done.stderr
+
+
+def test_a_forked_childs_exception_is_not_the_workers(tmp_path: Path) -> None:
+    """A DataLoader worker or a pool that dies must not overwrite the evidence."""
+    _, path = run("pid = os.fork()\nif not pid:\n    raise ValueError('child')\nos.waitpid(pid, 0)", tmp_path)
+    assert not path.exists()

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names and records of a run's directory, written by us or by somebody hostile."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resilient.checkpoint import layout
+from resilient.checkpoint.layout import (
+    AttemptRecord,
+    CheckpointName,
+    Debit,
+    FileRecord,
+    FinishedMark,
+    Manifest,
+    RunRecord,
+)
+from resilient.errors import CheckpointError
+
+DIGEST = "xxh3_128:" + "0" * 32
+MANIFEST = Manifest(
+    run="r",
+    submission="s",
+    attempt=2,
+    step=7,
+    began_from="1-5.1",
+    world_size=2,
+    files=tuple(FileRecord(rank=r, file=f"rank-{r}.safetensors", size=9, digest=DIGEST) for r in (0, 1)),
+    created_s=1.5,
+    versions={"torch": "2.13"},
+    determinism={},
+)
+RECORDS: list[Any] = [
+    RunRecord(id="a", created_s=1.0),
+    AttemptRecord(
+        attempt=1, submission="s", index=0, pod="p", host="h", claimed_s=1.0, token="t", began_from=None, held_s=0.0
+    ),
+    MANIFEST,
+    Debit(submission="s", index=0, attempt=1, code=194, step=3, fingerprint="f", held_s=1.0, wall_s=2.0, why="ecc"),
+    FinishedMark(steps=None, reached=3, how="break", submission="s", attempt=1),
+]
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda r: type(r).__name__)
+def test_records_come_back_as_they_were(record: Any) -> None:
+    """What is written can be read."""
+    assert layout.decode(layout.encode(record), type(record), "here") == record
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda r: type(r).__name__)
+def test_every_truncation_is_refused(record: Any) -> None:
+    """Half a record is no record."""
+    data = layout.encode(record).rstrip()
+    for end in range(len(data)):
+        with pytest.raises(CheckpointError, match="cannot read here"):
+            layout.decode(data[:end], type(record), "here")
+
+
+def changed(**fields: Any) -> bytes:
+    return json.dumps({**json.loads(layout.encode(MANIFEST)), **fields}).encode()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"attempt": -1},
+        {"attempt": True},
+        {"step": 1.5},
+        {"step": 10**30},
+        {"created_s": float("nan")},
+        {"created_s": float("inf")},
+        {"world_size": 3},
+        {"world_size": 1 << 61},
+        {"files": []},
+        {"files": [], "world_size": 0},
+        {"files": json.loads(layout.encode(MANIFEST))["files"][::-1]},
+        {"files": [{"rank": 0, "file": "../../x", "size": 1, "digest": DIGEST}], "world_size": 1},
+        {"files": [{"rank": 0, "file": "rank-0.safetensors", "size": -1, "digest": DIGEST}], "world_size": 1},
+        {"files": [{"rank": 0, "file": "rank-0.safetensors", "size": 1, "digest": "md5"}], "world_size": 1},
+        {"began_from": "../1-1"},
+        {"began_from": "1-1/x"},
+        {"submission": "../s"},
+        {"extra": 1},
+        {"version": 0},
+        {"version": None},
+        {"type": "Debit"},
+    ],
+    ids=str,
+)
+def test_wrong_manifests_are_refused(fields: dict[str, Any]) -> None:
+    """Each field is checked for type, range and meaning."""
+    with pytest.raises(CheckpointError, match="cannot read here"):
+        layout.decode(changed(**fields), Manifest, "here")
+
+
+def test_a_newer_format_is_named_as_such() -> None:
+    """Somebody with an old release learns that a newer one is needed."""
+    with pytest.raises(CheckpointError, match="newer resilient"):
+        layout.decode(changed(version=2, new_field=1), Manifest, "here")
+
+
+@given(
+    st.binary(max_size=200)
+    | st.recursive(st.none() | st.text() | st.integers(), st.lists).map(lambda value: json.dumps(value).encode())
+)
+def test_nonsense_is_refused(data: bytes) -> None:
+    """Whatever bytes come, the only error is ours."""
+    for record in RECORDS:
+        with pytest.raises(CheckpointError):
+            layout.decode(data, type(record), "here")
+
+
+def test_deep_nesting_is_refused() -> None:
+    """A record that would exhaust the stack is damaged, not fatal."""
+    with pytest.raises(CheckpointError):
+        layout.decode(b"[" * 60_000, Manifest, "here")
+
+
+def test_nothing_is_written_that_could_not_be_read() -> None:
+    """A bad value is refused by its writer."""
+    with pytest.raises(CheckpointError):
+        layout.encode(RunRecord(id="a", created_s=float("nan")))
+
+
+@pytest.mark.parametrize("name", ["1-2", "0-0", "12-345.6"])
+def test_checkpoint_names_come_back(name: str) -> None:
+    """Parsing and printing are inverse."""
+    assert str(layout.parse_checkpoint(name)) == name
+
+
+@pytest.mark.parametrize(
+    "name", ["", "1", "1-", "-1-2", "01-2", "1-2.0", "1-2.x", "1-2\n", "../1-2", "1-2/", "¹-2", "1-" + "9" * 40]
+)
+def test_other_names_are_no_checkpoints(name: str) -> None:
+    """Only the canonical form is ours."""
+    with pytest.raises(CheckpointError):
+        layout.parse_checkpoint(name)
+
+
+@pytest.mark.parametrize("text", ["", ".", "..", "a/b", "a\\b", "a\0", "a b", "-a", ".a", "é", "a" * 300, "a\n"])
+def test_hostile_components_are_refused(text: str) -> None:
+    """A submission or pod becomes part of a path."""
+    with pytest.raises(CheckpointError, match="cannot use"):
+        layout.debits_path(text, 0)
+    with pytest.raises(CheckpointError, match="cannot use"):
+        layout.segment_path("s", text, 1)
+
+
+def test_checkpoint_names_sort_as_numbers() -> None:
+    """The order of names is that of a restore."""
+    assert max(CheckpointName(1, 9, 0), CheckpointName(1, 10, 0)) == CheckpointName(1, 10, 0)

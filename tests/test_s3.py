@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real s3fs against a server that speaks S3: conditional creation, uploads in parts, leases, refusals."""
+
+import itertools
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from faulty_store import Arenas, SaverProcess
+from moto.server import ThreadedMotoServer
+
+from resilient.checkpoint.files import Store
+from resilient.checkpoint.holder import UNKNOWN, Locked
+from resilient.checkpoint.lock import acquire
+from resilient.checkpoint.requests import Claim, Done, Failed, Opened, Saved
+from resilient.checkpoint.store import open_store
+from resilient.checkpoint.store_errors import Exists, Missing
+from resilient.checkpoint.survey import survey
+from resilient.checkpoint.vault import Vault
+from resilient.errors import CheckpointError, StoreError
+
+pytest.importorskip("s3fs")
+RUNS = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        server = ThreadedMotoServer(port=0, verbose=False)
+        server.start()
+        host, port = server.get_host_and_port()
+        address = f"http://{host}:{port}"
+        for name, value in {
+            "AWS_ENDPOINT_URL": address,
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }.items():
+            patch.setenv(name, value)
+        patch.delenv("AWS_PROFILE", raising=False)
+        import s3fs
+
+        s3fs.S3FileSystem(skip_instance_cache=True).mkdir("bucket")
+        yield address
+        server.stop()
+
+
+@pytest.fixture
+def url(endpoint: str) -> str:
+    return f"s3://bucket/run-{next(RUNS)}"
+
+
+@pytest.fixture
+def store(url: str) -> Store:
+    return open_store(url)
+
+
+def test_creation_is_exclusive(store: Store) -> None:
+    """By a conditional put: of many at once one wins, and its bytes stay."""
+    store.probe()
+    assert store.list(".") == ()
+
+    def attempt(number: int) -> int | None:
+        try:
+            store.create("attempts/1.json", b"%d" % number)
+        except Exists:
+            return None
+        return number
+
+    with ThreadPoolExecutor(4) as pool:
+        won = [number for number in pool.map(attempt, range(12)) if number is not None]
+    assert len(won) == 1
+    assert store.read("attempts/1.json", 9) == b"%d" % won[0]
+
+
+def test_what_is_written_can_be_read(store: Store) -> None:
+    """Small objects, empty ones, and one that is uploaded in parts."""
+    part = os.urandom(1 << 20)
+    store.write_file("c/large", (part for _ in range(20)), 20 << 20)
+    store.create("c/empty", b"")
+    store.replace("mark", b"one")
+    store.replace("mark", b"two")
+    buffer = bytearray(20 << 20)
+    store.read_into("c/large", memoryview(buffer))
+    assert bytes(buffer) == part * 20
+    assert (store.read("mark", 3), store.read("c/empty", 0)) == (b"two", b"")
+    assert [(entry.name, entry.size) for entry in store.list(".")] == [
+        ("c/empty", 0),
+        ("c/large", 20 << 20),
+        ("mark", 3),
+    ]
+    store.delete("mark")
+    store.delete("mark")
+    assert not store.exists("mark")
+    with pytest.raises(Missing):
+        store.read("mark", 3)
+
+
+@pytest.mark.parametrize("sent", [1, 20])
+def test_an_upload_that_is_broken_off_is_never_seen(store: Store, sent: int) -> None:
+    """Neither a small one nor one whose first parts are there already."""
+
+    def chunks() -> Iterator[bytes]:
+        for _ in range(sent):
+            yield bytes(1 << 20)
+        raise CheckpointError("the slot changed")
+
+    with pytest.raises(CheckpointError, match="the slot changed"):
+        store.write_file("c/large", chunks(), 20 << 20)
+    assert store.list(".") == ()
+
+
+def test_a_bucket_that_is_not_there_is_an_answer(endpoint: str) -> None:
+    """Not an empty run."""
+    with pytest.raises(StoreError, match="check the URL") as caught:
+        open_store("s3://no-such-bucket/run").probe()
+    assert caught.value.answered
+
+
+def test_a_server_that_is_not_there_is_silence(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worth another try, whatever botocore calls it."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with pytest.raises(StoreError) as caught:
+        open_store("s3://bucket/run").read("run.json", 9)
+    assert not caught.value.answered
+
+
+def test_a_run_on_s3(url: str) -> None:
+    """A real saver: open, claim, save, prune; refused to a second one; taken over after SIGKILL; restored in order."""
+    images = (b"first" * 1000, b"second" * 1000)
+    arenas = Arenas(images)
+    try:
+        with SaverProcess(arenas) as first, SaverProcess(arenas) as second:
+            opened: Any = first.client.open(url, keep=2)
+            assert isinstance(opened, Opened), opened
+            assert isinstance(first.client.ask(Claim, attempt=1, began_from=None, held_s=0.0), Done)
+            replies = [first.client.save(arenas.files, 1, step) for step in (1, 10, 9)]
+            assert [type(reply) for reply in replies] == [Saved] * 3, replies
+            refused = second.client.open(url)
+            assert (type(refused), refused.kind) == (Failed, "locked")
+            first.process.kill()
+            first.process.wait()
+            again = second.client.open(url, keep=2)
+            assert [ref.name for ref in again.checkpoints] == ["1-10", "1-9"]
+            assert isinstance(second.client.ask(Claim, attempt=2, began_from="1-10", held_s=0.0), Done)
+            assert second.client.save(arenas.files, 2, 3).name == "2-3"
+            assert second.end() == 0
+    finally:
+        arenas.close()
+    vault = Vault(open_store(url), clock=lambda: 1.0)
+    found = survey(vault.store, vault.identify(make=False), "sub", 0)
+    assert [checkpoint.name for checkpoint in found.checkpoints] == ["2-3", "1-10"]
+    for checkpoint in found.checkpoints:
+        vault.verify(checkpoint.name)
+
+
+def test_a_lease_on_s3(store: Store) -> None:
+    """It holds, is renewed, runs out by the observer's clock, and its old holder notices."""
+    now_s = [0.0]
+
+    def wait(seconds: float) -> None:
+        now_s[0] += max(seconds, 20.0)
+
+    def take(patience_s: float) -> Any:
+        return acquire(store, UNKNOWN, patience_s=patience_s, now=lambda: now_s[0], wait=wait)
+
+    first = take(0.0)
+    with pytest.raises(Locked):
+        take(0.0)
+    first.renew()
+    second = take(100.0)
+    assert now_s[0] >= 60.0
+    second.check()
+    with pytest.raises(Locked):
+        first.check()

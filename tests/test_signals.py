@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Signals become something to read; nothing is lost and everything is put back."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from resilient.supervisor.signals import WANTED, Signals
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def signals() -> Iterator[Signals]:
+    signals = Signals()
+    yield signals
+    signals.close()
+
+
+def test_signals_wake_a_selector_and_are_read_in_order(signals: Signals) -> None:
+    """Each one, a second Ctrl-C too; then nothing is left."""
+    assert not select.select([signals], [], [], 0)[0]
+    sent = [signal.SIGTERM, signal.SIGINT, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1]
+    for number in sent:
+        signal.raise_signal(number)
+    assert select.select([signals], [], [], 60)[0]
+    assert signals.read() == sent
+    assert signals.read() == []
+    assert not select.select([signals], [], [], 0)[0]
+
+
+def test_a_flood_of_one_signal_hides_no_other(signals: Signals) -> None:
+    """However many children end while the loop is busy, SIGTERM is seen."""
+    for _ in range(5000):
+        signal.raise_signal(signal.SIGCHLD)
+    signal.raise_signal(signal.SIGTERM)
+    assert select.select([signals], [], [], 60)[0]
+    assert signals.read()[-1] == signal.SIGTERM
+
+
+def test_a_child_that_ends_wakes_the_selector(signals: Signals) -> None:
+    """Where pidfds are refused this is how exits are learned."""
+    with subprocess.Popen(["true"]):
+        assert select.select([signals], [], [], 60)[0]
+    assert signal.SIGCHLD in signals.read()
+
+
+def test_close_puts_everything_back() -> None:
+    """Handlers, mask and wake-up descriptor are those from before."""
+
+    def handlers() -> list[object]:
+        return [signal.getsignal(number) for number in WANTED]
+
+    before, mask = handlers(), signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    try:
+        signals = Signals()
+        assert signal.SIGUSR2 not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        signals.close()
+        assert handlers() == before
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == blocked
+        assert signal.set_wakeup_fd(-1) == -1
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def test_what_a_parent_had_ignored_on_purpose_stays_ignored() -> None:
+    """``nohup`` is obeyed; an ignored SIGTERM or SIGCHLD is not, for the job depends on them."""
+    code = """if True:
+        import signal
+        for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_IGN)
+        from resilient.supervisor.signals import Signals
+        signals = Signals()
+        for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGCHLD):
+            signal.raise_signal(number)
+        print(signals.read() == [signal.SIGTERM, signal.SIGCHLD])
+    """
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, timeout=60, cwd=REPOSITORY, check=False)
+    assert (done.stdout, done.stderr) == (b"True\n", b"")
+
+
+def test_reading_does_not_wait(signals: Signals) -> None:
+    """Nothing there is an empty list."""
+    assert signals.read() == []
+    assert os.get_blocking(signals.fileno()) is False

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tests of scripts that run without a supervisor: plain ``python train.py``, and plain ``torchrun`` on one node."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from chaos import steps_for, undisturbed
+from chaos_run import SCRIPT, TESTS, trail
+from supervised import Folder, training
+
+STEPS = steps_for(3)
+PLAIN = (sys.executable,)
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
+class Training:
+    """One launch; its workers print where they are."""
+
+    def __init__(self, directory: Path, launcher: Sequence[str] = PLAIN) -> None:
+        self.result, self.temporary = directory / "result", directory / "tmp"
+        self.checkpoints = directory / "checkpoints"
+        for path in (self.result, self.temporary):
+            path.mkdir(parents=True, exist_ok=True)
+        self.last = 0
+        """The step that was completed last."""
+        self.pids: dict[int, int] = {}
+        self._errors = (directory / "errors").open("w+b")
+        self.process = subprocess.Popen(
+            [
+                *(*launcher, str(SCRIPT), "--steps", str(STEPS)),
+                *("--result", str(self.result), "--checkpoints", str(self.checkpoints)),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env={
+                "PATH": os.environ["PATH"],
+                "PYTHONPATH": str(TESTS.parent),
+                "OMP_NUM_THREADS": "1",
+                "TMPDIR": str(self.temporary),
+                "CHAOS_EVENTS": "/dev/stdout",
+                "CHAOS_LIFE": "1",
+            },
+        )
+
+    def __enter__(self) -> "Training":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._errors.close()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+    def events(self) -> Iterator[tuple[str, int]]:
+        """What the workers say, to the end of all that hold the pipe."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            _, rank, pid, what, step = line.decode().split()
+            self.pids[int(rank)] = int(pid)
+            self.last = max(self.last, int(step))
+            yield what, int(step)
+
+    def until(self, step: int) -> None:
+        """Wait until some worker has completed a step."""
+        for _, done in self.events():
+            if done >= step:
+                return
+        raise AssertionError(f"it ended after step {self.last}:\n{self.errors}")
+
+    def end(self) -> int:
+        """Wait for the exit code."""
+        for _ in self.events():
+            pass
+        return self.process.wait()
+
+    @property
+    def errors(self) -> str:
+        self._errors.seek(0)
+        return self._errors.read().decode()
+
+    def has_all_bits(self, ranks: int) -> bool:
+        """Whether all ranks have gone through the states of an undisturbed, supervised run, to the end."""
+        expected = undisturbed(ranks, STEPS)
+        return all(trail(self.result, rank) == trail(expected.result, rank) for rank in range(ranks))
+
+    @property
+    def durable(self) -> list[int]:
+        """Steps of the checkpoints that are committed."""
+        manifests = self.checkpoints.glob("checkpoints/*/manifest.json")
+        return sorted(int(manifest.parent.name.split("-")[1].split(".")[0]) for manifest in manifests)
+
+    @property
+    def left(self) -> list[str]:
+        """Files of ours in the temporary directory."""
+        return [path.name for path in self.temporary.iterdir() if path.name.startswith("resilient")]
+
+
+def children(pid: int) -> list[int]:
+    """Direct children of a process."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_sigterm_saves_the_very_step_and_the_next_start_goes_on(tmp_path: Path) -> None:
+    """195, a durable checkpoint of the step it left after, the same bits in the end, and nothing left behind."""
+    with Training(tmp_path) as first:
+        first.until(23)
+        first.process.terminate()
+        assert first.end() == 195, first.errors
+        assert first.durable[-1] == first.last < STEPS
+        assert first.left == []
+    with Training(tmp_path) as second:
+        assert second.end() == 0, second.errors
+        assert second.has_all_bits(1)
+        assert second.durable[-1] == STEPS
+        assert second.left == []
+
+
+def test_a_killed_process_has_lost_nothing_but_the_steps_since_its_last_snapshot(tmp_path: Path) -> None:
+    """Its keeper outlives it for as long as it takes to save what lies in memory."""
+    with Training(tmp_path) as first:
+        first.until(33)
+        first.process.kill()
+        assert first.end() == -signal.SIGKILL
+        reached = first.last
+    with Training(tmp_path) as second:
+        begun = next(step for what, step in second.events() if what == "step") - 1
+        assert reached - begun < 20
+        assert begun % 5 == 0
+        assert second.end() == 0, second.errors
+        assert second.has_all_bits(1)
+
+
+def test_training_goes_on_without_its_keeper(tmp_path: Path) -> None:
+    """A keeper that is killed costs checkpoints, not the training."""
+    with Training(tmp_path) as training:
+        training.until(23)
+        (keeper,) = children(training.process.pid)
+        os.kill(keeper, signal.SIGKILL)
+        assert training.end() == 0, training.errors
+        assert training.has_all_bits(1)
+        assert training.durable == [20]
+
+
+def test_torchrun_stops_and_goes_on_with_all_ranks_at_one_step(tmp_path: Path) -> None:
+    """Whoever is signalled, all ranks save the same step; a later launch ends with the same bits."""
+    with Training(tmp_path, TORCHRUN) as first:
+        first.until(23)
+        first.process.terminate()
+        assert first.end() != 0
+        assert first.durable[-1] == first.last < STEPS
+        assert first.left == []
+    with Training(tmp_path, TORCHRUN) as second:
+        assert second.end() == 0, second.errors
+        assert second.has_all_bits(2)
+        assert second.left == []
+
+
+def test_without_a_place_for_checkpoints_the_script_ends_all_the_same(tmp_path: Path) -> None:
+    """Nobody waits for the last state to be saved where nothing is saved."""
+    folder = Folder(tmp_path)
+    script = folder.script(training())
+    environ = folder.environment(tmp_path / "no-journal", {})
+    done = subprocess.run([sys.executable, str(script)], env=environ, timeout=60, check=False)
+    assert done.returncode == 0
+    assert folder.notes == ["1", "2", "3", "4"]
