@@ -108,9 +108,9 @@ def main(options: argparse.Namespace) -> None:
     state = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
     run = resilient.Run(state=state, checkpoints=options.checkpoints, every=options.every)
 
-    # DDP lays its gradients out anew after a process's first step, and on three ranks and more that changes the order
-    # of their sums, so the bits; it does not when it looks for unused parameters.
-    network = DistributedDataParallel(model, find_unused_parameters=True) if WORLD_SIZE > 1 else model
+    # DDP alone lays its gradients out anew after a process's first step, and on three ranks and more that changes the
+    # order of their sums, so the bits.
+    network = resilient.exact_ddp(DistributedDataParallel(model)) if WORLD_SIZE > 1 else model
     print(f"rank {RANK} of {WORLD_SIZE} on {device}, process {os.getpid()}", flush=True)
 
     @run.step

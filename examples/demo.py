@@ -62,7 +62,8 @@ class Training:
         supervisor = [sys.executable, "-m", "resilient", "run", "--nproc-per-node", str(RANKS)]
         places = ["--checkpoints", str(self.directory / "checkpoints"), "--journal", str(self.journal)]
         script = [str(EXAMPLE), "--steps", str(self.steps), "--layers", "2", "--digest", str(self.digest)]
-        return [*supervisor, *places, *script]
+        # By itself it would find that every ten seconds or so pays, which is long in so short a training.
+        return [*supervisor, "--snapshot-every", "1s", *places, *script]
 
     def read(self, line: str) -> int | None:
         """Take in a line of output; the step, where it reports one."""

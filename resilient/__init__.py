@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from resilient.core.exit_codes import ExitCode
     from resilient.errors import CheckpointError, Reschedule, ResilientError, Retry, SettingsError, Stop
+    from resilient.training.ddp import exact_ddp
     from resilient.training.run import Run
 
     __version__: str
@@ -38,6 +39,7 @@ __all__ = [
     "SettingsError",
     "Stop",
     "__version__",
+    "exact_ddp",
 ]
 
 _HOMES = {
@@ -49,6 +51,7 @@ _HOMES = {
     "Run": "resilient.training.run",
     "SettingsError": "resilient.errors",
     "Stop": "resilient.errors",
+    "exact_ddp": "resilient.training.ddp",
 }
 
 

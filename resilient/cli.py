@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import traceback
@@ -72,6 +73,12 @@ def _dispatch(argv: list[str]) -> int:
         from resilient.report.story import explain_command
 
         return explain_command(asked.run, as_json=asked.json)
+    if asked.verb == "checkpoints":
+        try:
+            return _checkpoints(asked)
+        except BrokenPipeError:  # as of `... list | head`; what is still to be flushed must not raise once more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
     from resilient.supervisor.control import control_command
 
     return control_command(asked.verb, asked.run)
@@ -96,8 +103,59 @@ def _parser() -> argparse.ArgumentParser:
     stop = verbs.add_parser("stop", help="have a run save a checkpoint and end; Kubernetes will start its pod again")
     for verb in (save, stop):
         verb.add_argument("run", metavar="RUN", help="directory or URL of the checkpoints, or directory of the journal")
+    _add_checkpoints(verbs.add_parser("checkpoints", help="list, verify, show, prune and export what a run has saved"))
     verbs.add_parser("config", help="print every setting, its default and where it comes from", add_help=False)
     return parser
+
+
+def _add_checkpoints(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=_Parser)
+    listing = actions.add_parser("list", help="every checkpoint, and the one that is restored next")
+    verify = actions.add_parser("verify", help="read everything and compare digests; exit 1 where something is damaged")
+    show = actions.add_parser("show", help="the manifest and the tensors of one checkpoint")
+    prune = actions.add_parser("prune", help="delete all but what is to be kept; exit 1 where something could not be")
+    export = actions.add_parser("export", help="verify one checkpoint and write it for others, to a new path")
+    for action in (listing, verify, show, prune, export):
+        action.add_argument("url", metavar="URL", help="directory or URL of the checkpoints")
+    verify.add_argument("names", metavar="NAME", nargs="*", help="<attempt>-<step>; all where none is given")
+    for action in (show, export):
+        action.add_argument("name", metavar="NAME", help="<attempt>-<step>, or latest: what is restored next")
+    show.add_argument("--rank", type=int, help="only this one; default: all")
+    prune.add_argument("--keep", required=True, metavar="N", help="the newest N stay")
+    for name in ("keep_every", "keep_best"):
+        meaning = settings.FIELDS[name].metadata["meaning"].replace("`", "")
+        prune.add_argument(settings.flag(name), metavar="RULE", help=meaning)
+    prune.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
+    export.add_argument("--to", required=True, metavar="PATH", help="a new file, or directory for dcp, of this machine")
+    export.add_argument("--format", required=True, choices=("torch", "safetensors", "dcp"))
+    export.add_argument("--rank", type=int, default=0, help="default: 0")
+    export.add_argument("--part", metavar="NAME", help="only this entry of Run(state=), such as model")
+    for action in (listing, verify, show, prune):
+        action.add_argument("--json", action="store_true", help="the same as JSON")
+
+
+def _checkpoints(asked: argparse.Namespace) -> int:
+    from resilient.report import checkpoints
+
+    match asked.action:
+        case "list":
+            return checkpoints.list_command(asked.url, as_json=asked.json)
+        case "verify":
+            return checkpoints.verify_command(asked.url, asked.names, as_json=asked.json)
+        case "show":
+            return checkpoints.show_command(asked.url, asked.name, asked.rank, as_json=asked.json)
+        case "prune":
+            given = {name: getattr(asked, name) for name in ("keep", "keep_every", "keep_best")}
+            flags = [
+                settings.Given(name=name, value=value, origin=f"flag {settings.flag(name)}")
+                for name, value in given.items()
+                if value is not None
+            ]
+            rules = settings.load(flags=flags).settings.retention
+            return checkpoints.prune_command(asked.url, rules, dry_run=asked.dry_run, as_json=asked.json)
+    return checkpoints.export_command(
+        asked.url, asked.name, to=asked.to, kind=asked.format, rank=asked.rank, part=asked.part
+    )
 
 
 def _run(argv: list[str]) -> int:

@@ -8,15 +8,24 @@ on anything else. ``format`` gives the text that ``parse`` reads back the same.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
 from resilient.core.cadence import Every
+from resilient.core.retention import Best, is_metric
 from resilient.durations import every_steps, format_duration, format_every, parse_duration, parse_every
 
 _ON: Final = ("1", "true", "yes", "on")
 _OFF: Final = ("0", "false", "no", "off")
+_UNITS: Final[dict[str, int]] = {
+    unit: base**power
+    for power, (decimal, binary) in enumerate((("", ""), ("k", "Ki"), ("M", "Mi"), ("G", "Gi"), ("T", "Ti")))
+    for unit, base in ((decimal, 1000), (binary, 1024))
+}
+_BEST_BY: Final = re.compile(r"([^:]*):(min|max):([^:]*)")
+_BYTES_PER_S: Final = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*([kMGT]i?|Ki|)B/s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +76,32 @@ def _every(value: object) -> Every:
     return parse_every(_text(value))
 
 
+def _bandwidth(value: object) -> int:
+    # The unit is told to the letter: MB/s and Mb/s differ by a factor of eight.
+    match = _BYTES_PER_S.fullmatch(_text(value).replace("KB", "kB"))
+    if match is None or match[2] not in _UNITS:
+        raise ValueError("it is not a number of bytes per second; write for example 200MB/s or 1GiB/s")
+    if not 1000 <= (count := round(float(match[1]) * _UNITS[match[2]])) <= 10**15:
+        raise ValueError("it is not between 1kB/s and 1000TB/s; choose a limit between them, or none")
+    return count
+
+
+def _format_bandwidth(count: int) -> str:
+    unit = max((unit for unit, size in _UNITS.items() if count % size == 0), key=lambda unit: _UNITS[unit])
+    return f"{count // _UNITS[unit]}{unit}B/s"
+
+
+def _best(value: object) -> Best:
+    match = _BEST_BY.fullmatch(_text(value))
+    if match is None or not is_metric(match[1]):
+        raise ValueError("it does not say which metric and whether less is better; write for example val_loss:min:3")
+    return Best(metric=match[1], lowest=match[2] == "min", count=_whole(match[3], 1))
+
+
+def _format_best(best: Best) -> str:
+    return f"{best.metric}:{'min' if best.lowest else 'max'}:{best.count}"
+
+
 def _or(word: str, kind: Kind) -> Kind:
     """The same kind, where ``word`` means that nothing is set."""
     return Kind(
@@ -79,7 +114,10 @@ EVERY: Final = Kind(parse=_every, format=format_every)
 AUTO_EVERY: Final = _or("auto", EVERY)
 DURATION: Final = Kind(parse=lambda value: parse_duration(_text(value)), format=format_duration)
 TIMEOUT: Final = _or("none", DURATION)
+BANDWIDTH: Final = _or("none", Kind(parse=_bandwidth, format=_format_bandwidth))
 COUNT: Final = Kind(parse=lambda value: _whole(_text(value), 1), format=str)
+SOME: Final = _or("none", COUNT)
+BEST: Final = _or("none", Kind(parse=_best, format=_format_best))
 RESTARTS: Final = _or("none", Kind(parse=lambda value: _whole(_text(value), 0), format=str))
 PATH: Final = Kind(parse=_path, format=str)
 SWITCH: Final = Kind(parse=_switch, format=lambda value: str(value).lower())

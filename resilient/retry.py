@@ -7,6 +7,7 @@ bucket) is the same a second later, and is for a person or the ladder to act on.
 
 from __future__ import annotations
 
+import sys
 import threading
 
 import tenacity
@@ -24,12 +25,24 @@ def store_save(patience_s: float, leaving: threading.Event) -> tenacity.Retrying
     return _policy(patience_s, leaving, first_s=1.0, most_s=30.0)
 
 
-def _policy(patience_s: float, leaving: threading.Event, *, first_s: float, most_s: float) -> tenacity.Retrying:
+def store_part(leaving: threading.Event) -> tenacity.Retrying:
+    """For one part of a large file: a hiccup must not cost all the other parts. Soon given up, as the whole is tried
+    again too: at most 5 times, with 8 s of waiting in all, and nothing is begun again after 30 s."""
+    return _policy(30.0, leaving, first_s=0.5, most_s=5.0, most_attempts=5)
+
+
+def _policy(
+    patience_s: float, leaving: threading.Event, *, first_s: float, most_s: float, most_attempts: int = sys.maxsize
+) -> tenacity.Retrying:
     """Full jitter, so that the ranks of many pods do not come back together; ends early when ``leaving`` is set."""
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception(_unanswered),
         wait=tenacity.wait_random_exponential(multiplier=first_s, max=most_s),
-        stop=tenacity.stop_after_delay(patience_s) | tenacity.stop_when_event_set(leaving),
+        stop=tenacity.stop_any(
+            tenacity.stop_after_delay(patience_s),
+            tenacity.stop_when_event_set(leaving),
+            tenacity.stop_after_attempt(most_attempts),
+        ),
         sleep=tenacity.sleep_using_event(leaving),
         reraise=True,
     )

@@ -22,11 +22,12 @@ from typing import Any, Final
 
 from resilient.core.cadence import Every
 from resilient.core.redact import clean_url
+from resilient.core.retention import Best, Rules
 from resilient.errors import SettingsError
 from resilient.facts import INTERNAL_PREFIX, LINK_VARIABLE, PLATFORM_VARIABLES, read_platform, read_worker
 from resilient.facts import Platform as Platform
 from resilient.facts import WorkerFacts as WorkerFacts
-from resilient.kinds import AUTO_EVERY, COUNT, DURATION, EVERY, PATH, RESTARTS, SWITCH, TIMEOUT, Kind
+from resilient.kinds import AUTO_EVERY, BANDWIDTH, BEST, COUNT, DURATION, PATH, RESTARTS, SOME, SWITCH, TIMEOUT, Kind
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -56,17 +57,33 @@ class Settings:
             PATH, "Where checkpoints are kept: a directory or an fsspec URL.", unset="none are kept", in_run=True
         ),
     )
-    every: Every = field(
+    every: Every | None = field(
         default=Every(seconds=300.0),
-        metadata=_about(EVERY, "How often a checkpoint is made durable: steps or a duration.", in_run=True),
+        metadata=_about(
+            AUTO_EVERY, "How often a checkpoint is made durable: steps, a duration, or `auto`.", in_run=True
+        ),
     )
     snapshot_every: Every | None = field(
         default=None,
         metadata=_about(
-            AUTO_EVERY, "How often a snapshot is taken in memory; `auto`: as its cost allows (3.5 %).", in_run=True
+            AUTO_EVERY,
+            "How often a snapshot is taken in memory; `auto`: as often as pays (3.5 % at most).",
+            in_run=True,
         ),
     )
     keep: int = field(default=3, metadata=_about(COUNT, "How many checkpoints are kept, the newest.", in_run=True))
+    keep_every: int | None = field(
+        default=None,
+        metadata=_about(
+            SOME, "Beside these the first checkpoint at or after each multiple of so many steps.", in_run=True
+        ),
+    )
+    keep_best: Best | None = field(
+        default=None,
+        metadata=_about(
+            BEST, "Beside these the best by a metric of `run.metric`: `val_loss:min:3`, `accuracy:max:1`.", in_run=True
+        ),
+    )
     hang_floor: float = field(
         default=60.0, metadata=_about(DURATION, "A step that takes no longer than this is never called hung.")
     )
@@ -91,6 +108,12 @@ class Settings:
     store_patience: float = field(
         default=600.0, metadata=_about(DURATION, "How long a checkpoint store that does not answer is asked again.")
     )
+    save_bandwidth: int | None = field(
+        default=None,
+        metadata=_about(
+            BANDWIDTH, "How fast checkpoints are written, all ranks together: `200MB/s`, `1GiB/s`, `none`."
+        ),
+    )
     grace: float = field(
         default=30.0,
         metadata=_about(DURATION, "From SIGTERM to the platform's SIGKILL; `RESILIENT_GRACE_S`: in plain seconds."),
@@ -108,6 +131,11 @@ class Settings:
     observe: bool = field(
         default=False, metadata=_about(SWITCH, "Judge and report failures, but act as torchrun would.")
     )
+
+    @property
+    def retention(self) -> Rules:
+        """Which checkpoints stay."""
+        return Rules(keep=self.keep, every=self.keep_every, best=self.keep_best)
 
 
 FIELDS: Final = {declared.name: declared for declared in dataclasses.fields(Settings)}

@@ -25,6 +25,8 @@ FIRST, LAST = 3, 25
 """Fewest and most new steps between two kills."""
 LOOK_S = 0.001
 MOMENTS = ("step", "snapshot", "save", "start", "restore")
+EARLIER = 2
+"""Fewest checkpoints that an undisturbed run leaves beside its last one."""
 PARENTS = ("supervisor", "parents", "all")
 """Victims after which somebody has to start the run again."""
 VICTIMS = ("worker", "worker", "worker", "worker", "supervisor", "saver", "parents", "all")
@@ -61,7 +63,7 @@ def plan(seed: int, ranks: int, kills: int) -> list[Kill]:
             rank=draw.randrange(ranks),
             moment=moments.pop(),
             after=draw.randint(FIRST, LAST),
-            pause_s=draw.choice((0.0, 0.001, 0.01)) * draw.random(),
+            pause_s=draw.choice((0.0, 0.001, 0.05)) * draw.random(),
         )
         drawn.append(kill)
     return drawn
@@ -83,6 +85,9 @@ class Killer:
         run = self._run
         goal = run.highest + kill.after
         run.wait_for(lambda event: event.step >= goal)
+        if not run.history:
+            # The first is always survived in memory; later ones come whether something is there or not.
+            self._await_snapshot()
         run.find_saver()
         met = self._await_moment(kill)
         time.sleep(kill.pause_s)  # not to wait for something, but to be somewhere else in it each time
@@ -104,16 +109,18 @@ class Killer:
         elif kill.moment == "save":
             return self._hold_saver()
         elif kill.moment in ("start", "restore"):
-            # Without a snapshot there is nothing to restore: all ranks have one once they are past where it was taken.
-            run.wait_for(lambda event: event.what == "capture" and event.rank == kill.rank)
-            past = run.highest + 2
-            run.wait_for(lambda event: event.step >= past)
+            self._await_snapshot()  # without one there may be nothing to restore
             first = (kill.rank + 1) % run.ranks
             run.note(f"worker {first}, before the next")
             old, what = run.pids[kill.rank], "start" if kill.moment == "start" else "load"
             send(run.pids[first], signal.SIGKILL)
             run.wait_for(lambda event: event.rank == kill.rank and event.pid != old and event.what == what)
         return True
+
+    def _await_snapshot(self) -> None:
+        """Wait until all ranks have one of this life: only the journal tells, so it is looked at with each word."""
+        run = self._run
+        run.wait_for(lambda event: run.count("snapshot") > 0)
 
     def _hold_saver(self) -> bool:
         """Stop the saver in the middle of a save: there is no event for that, so look often."""
@@ -151,6 +158,9 @@ def train(directory: Path, ranks: int, steps: int, kills: Sequence[Kill] = ()) -
             killer = Killer(run)
             for kill in kills:
                 killer.kill(kill)
+            if not kills:
+                run.wait_for(lambda event: run.count("checkpoint") >= EARLIER)
+            run.hurry()
             code = run.end()
             if code != 0:
                 raise Failed(f"exit code {code}; see {directory}/output.{run.life}")

@@ -4,7 +4,7 @@
     chaos_train.py --steps N --result DIR [--checkpoints URL]
 
 Each rank adds a digest of its whole state to ``DIR/<rank>`` every ten steps, and tells ``$CHAOS_EVENTS`` (a named
-pipe) where it is, so that it can be killed there.
+pipe) where it is, so that it can be killed there. Until the file ``$CHAOS_QUICK`` is there, steps are slow.
 """
 
 import argparse
@@ -24,8 +24,11 @@ from trainer import Noisy, digest
 
 import resilient
 
-STEP_S = 0.005
-"""What a step of a small real model takes; one of this model would be over before anybody could do something in it."""
+SLOW_S, LAST_S, LAST = 0.05, 1.0, 20
+"""How long a step lasts while somebody wants to do something in it, and how long each of the last steps lasts then:
+on a slow machine too nothing is over before it has been done."""
+PLACES = 3
+"""In a step at which it may last: before the loss, the backward pass or the optimizer, each in every third step."""
 DIGEST_EVERY = 10
 RANK, RANKS = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
@@ -34,14 +37,20 @@ class Told:
     """A part of the state that says when it is saved and when it is loaded."""
 
     def __init__(self) -> None:
-        path = os.environ.get("CHAOS_EVENTS")
+        path, quick = os.environ.get("CHAOS_EVENTS"), os.environ.get("CHAOS_QUICK")
         self._fd = os.open(path, os.O_WRONLY) if path else None
+        self._quick = Path(quick) if quick else None
         self.tell("start", 0)
 
     def tell(self, what: str, step: int) -> None:
         if self._fd is not None:
             line = f"{os.environ['CHAOS_LIFE']} {RANK} {os.getpid()} {what} {step}\n"
             os.write(self._fd, line.encode())  # short, so never torn
+
+    def pause(self, left: int) -> None:
+        """Make a step as long as is asked for; ``left``: so many are still to be done."""
+        if self._quick is not None and not self._quick.exists():
+            time.sleep(LAST_S if left <= LAST else SLOW_S)
 
     def state_dict(self) -> dict[str, int]:
         self.tell("capture", 0)
@@ -87,15 +96,23 @@ def train(steps: int, result: Path, checkpoints: str | None) -> None:
     loader = loader_of(Noisy())
     state = {"told": told, "model": model, "optimizer": optimizer, "scheduler": scheduler, "seen": seen, "data": loader}
     run = resilient.Run(state=state, checkpoints=checkpoints, every=20, snapshot_every=5, keep=3)
-    net: Any = DistributedDataParallel(model, find_unused_parameters=True) if RANKS > 1 else model
+    net: Any = model
+    if RANKS > 1:
+        net = resilient.exact_ddp(DistributedDataParallel(model, find_unused_parameters=True))
+
+    def pause(place: int) -> None:
+        if run.step_number % PLACES == place:
+            told.pause(steps - run.step_number)
 
     @run.step
     def step(batch: Tensor) -> None:
+        pause(0)
         # All ranks must agree on which layer is used; the noise in the loss is each rank's own.
         loss = net(batch.double(), run.step_number % 5 == 3).square().mean() * (1 + random.random() + np.random.rand())
-        time.sleep(STEP_S)
+        pause(1)
         optimizer.zero_grad()
         loss.backward()
+        pause(2)
         optimizer.step()
         seen.append(batch.sum().item())
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What holds for every test: a clean environment, repeatable examples, and nothing left behind."""
 
+import contextlib
 import ctypes
 import os
 import select
@@ -97,7 +98,8 @@ def _children() -> set[int]:
     """Children of this process, but for Python's own resource tracker, which lives until this process ends."""
     found: set[int] = set()
     for listing in Path("/proc/self/task").glob("*/children"):
-        found.update(int(pid) for pid in listing.read_text().split())
+        with contextlib.suppress(OSError):  # a thread that has ended meanwhile
+            found.update(int(pid) for pid in listing.read_text().split())
     return {pid for pid in found if "multiprocessing.resource_tracker" not in _command(pid)}
 
 

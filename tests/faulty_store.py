@@ -18,7 +18,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from resilient.checkpoint import requests
 from resilient.checkpoint.digest import digest
-from resilient.checkpoint.requests import Reply, SlotFile
+from resilient.checkpoint.requests import Reply
+from resilient.core.retention import Rules
+from resilient.link.board import SLOTS, Extent, SlotRecord
 from resilient.link.channel import Channel
 from resilient.link.memory import anonymous_file
 
@@ -64,20 +66,24 @@ fsspec.register_implementation("faulty", FaultyFileSystem, clobber=True)
 
 
 class Arenas:
-    """Images of some ranks, in memory that a saver inherits."""
+    """Snapshots of some ranks, in memory that a saver inherits."""
 
     def __init__(self, images: Sequence[bytes]) -> None:
-        self.slots = {rank: [anonymous_file("test"), anonymous_file("test")] for rank in range(len(images))}
-        self.files = self.put(images, slot=0)
+        self.slots = {rank: [anonymous_file("test") for _ in range(SLOTS)] for rank in range(len(images))}
+        self.records = self.put(images, slot=0)
 
-    def put(self, images: Sequence[bytes], slot: int) -> tuple[SlotFile, ...]:
-        """Fill one slot of each rank."""
+    def put(self, images: Sequence[bytes], slot: int, attempt: int = 1, step: int = 1) -> tuple[SlotRecord, ...]:
+        """Fill one slot of each rank: an image is that of its tensors, its name that of its own."""
+        records = []
         for rank, image in enumerate(images):
+            own = f"rank {rank}".encode()
+            extents = [Extent(size=len(part), digest=digest(part)) for part in (image, own)]
+            record = SlotRecord(slot=slot, attempt=attempt, step=step, tensors=extents[0], own=extents[1])
             os.pwrite(self.slots[rank][slot], image, 0)
-        self.files = tuple(
-            SlotFile(rank=rank, slot=slot, size=len(image), digest=digest(image)) for rank, image in enumerate(images)
-        )
-        return self.files
+            os.pwrite(self.slots[rank][slot], own, record.own_offset)
+            records.append(record)
+        self.records = tuple(records)
+        return self.records
 
     @property
     def fds(self) -> list[int]:
@@ -94,6 +100,7 @@ class Client:
     def __init__(self, sock: socket.socket) -> None:
         self.channel: Channel[Reply] = Channel(sock, requests.REPLIES)
         self._ids = itertools.count(1)
+        self._rules = Rules()
 
     def ask(self, kind: type[Any], **fields: Any) -> Any:
         """Send one request and wait for its reply."""
@@ -107,7 +114,9 @@ class Client:
         self.channel.send(kind(id=number, **fields))
         return number
 
-    def open(self, url: object, **fields: Any) -> Any:
+    def open(self, url: object, *, keep: int = 3, **fields: Any) -> Any:
+        """``keep``: of every later save."""
+        self._rules = Rules(keep=keep)
         values: Mapping[str, Any] = {
             "url": str(url),
             "submission": "sub",
@@ -121,15 +130,16 @@ class Client:
         }
         return self.ask(requests.Open, **{**values, **fields})
 
-    def save(self, files: Sequence[SlotFile], attempt: int, step: int, **fields: Any) -> Any:
+    def save(self, records: Sequence[SlotRecord], attempt: int, step: int, **fields: Any) -> Any:
         values: Mapping[str, Any] = {
-            "world_size": len(files),
+            "world_size": len(records),
             "began_from": None,
             "versions": {"python": "3"},
             "determinism": {},
             "patience_s": 0.0,
+            "rules": self._rules,
         }
-        return self.ask(requests.Save, attempt=attempt, step=step, files=tuple(files), **{**values, **fields})
+        return self.ask(requests.Save, attempt=attempt, step=step, records=tuple(records), **{**values, **fields})
 
 
 class SaverProcess:

@@ -6,11 +6,14 @@ import os
 import select
 import signal
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from resilient.checkpoint.arena import Slot
+import torch._dynamo  # noqa: F401  # optimizers import it when they are built: once here, not in every forked worker
+
+from resilient.checkpoint.arena import create_arena
 from resilient.link import board as words
 from resilient.link.board import Board, SlotRecord
 from resilient.link.channel import Channel, Closed, send_descriptors
@@ -42,7 +45,7 @@ class Host:
         self.ranks = ranks
         self.checkpoints = checkpoints
         self.board = Board.create(ranks)
-        self.slots = [[Slot.create(f"slot-{rank}-{number}") for number in range(2)] for rank in range(ranks)]
+        self.slots = [create_arena(rank, tempfile.gettempdir()) for rank in range(ranks)]
         self.attempt = 0
         self.finished_steps: int | None = None
         self.final_slot: int | None = 1
@@ -57,7 +60,7 @@ class Host:
     def __exit__(self, *exception: object) -> None:
         self.kill()
         self.board.close()
-        for slot in (slot for pair in self.slots for slot in pair):
+        for slot in (slot for slots in self.slots for slot in slots):
             slot.close()
 
     def launch(self, target: Callable[..., None], *args: object) -> None:

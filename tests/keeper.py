@@ -4,8 +4,9 @@
 import os
 import socket
 import sys
+import tempfile
 
-from resilient.checkpoint.arena import Slot
+from resilient.checkpoint.arena import create_arena
 from resilient.link.board import Board
 from resilient.link.channel import Channel, Closed, send_descriptors
 from resilient.link.messages import FROM_WORKER, Begin, Note
@@ -19,7 +20,7 @@ def main() -> None:
     for _ in range(ranks):
         sock, _ = listener.accept()
         rank = int(sock.recv(4))
-        send_descriptors(sock, [board.fd, Slot.create("a").fd, Slot.create("b").fd])
+        send_descriptors(sock, [board.fd, *(slot.fd for slot in create_arena(rank, tempfile.gettempdir()))])
         channels.append((rank, Channel(sock, FROM_WORKER)))
     os.unlink(listener.getsockname())
     for rank, channel in channels:

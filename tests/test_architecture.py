@@ -40,6 +40,7 @@ LAYERS = {
     "resilient.supervisor": 4,
     "resilient.training": 5,
     "resilient.report": 5,
+    "resilient.dcp": 6,
     # shells, which wire them
     "resilient.supervisor.loop": 6,
     "resilient.supervisor.main": 7,
@@ -56,10 +57,12 @@ OWNERS = {
     "kubernetes": {"kubernetes/"},
     "numpy": {"training/", "checkpoint/"},
     "rich": {"report/"},
+    "safetensors": {"checkpoint/export.py"},
     "tenacity": {"retry.py"},
     "tomli": {"settings.py"},
     "tomllib": {"settings.py"},  # in the standard library from Python 3.11 on
-    "torch": {"training/", "checkpoint/tensors", "checkpoint/image.py"},
+    "torch": {"training/", "dcp/", "checkpoint/tensors", "checkpoint/image.py", "checkpoint/pair.py"}
+    | {"checkpoint/export.py"},
     "xxhash": {"checkpoint/digest.py"},
 }
 
@@ -67,6 +70,9 @@ OWNERS = {
 WORLD = {"os", "time", "random", "threading", "logging", "socket", "subprocess", "asyncio", "signal", "io", "secrets"}
 WORLD |= {"pathlib", "shutil", "tempfile", "selectors", "multiprocessing", "ctypes", "uuid", "urllib.request"}
 ENVIRONMENT = {"environ", "environb", "getenv", "getenvb", "putenv"}
+SAVES_WITH_TORCH = {"dcp/reader.py", "checkpoint/export.py"}
+"""DCP's planner takes objects as pickled bytes only; it is given bytes that were made a moment before. An export is
+written for others, in the format that they ask for, and never read here."""
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 BANNED = {"manager", "handler", "engine", "context", "helper", "helpers", "util", "utils", "info", "agent"}
 FILE_LINES = 400
@@ -192,11 +198,13 @@ def test_the_environment_is_read_in_one_place(path: Path) -> None:
 @package
 def test_nothing_is_pickled(path: Path) -> None:
     """No unpickling module, no torch.load or torch.save, no collective that moves pickled objects."""
+    own = path.relative_to(ROOT / "resilient").as_posix()
     assert not {name.split(".")[0] for name, _ in imported(path)} & UNPICKLERS
     for node in ast.walk(parse(path)):
         if isinstance(node, ast.Attribute):
             whole = ast.unparse(node)
-            assert whole not in {"torch.load", "torch.save"}, f"{path.name}:{node.lineno}: {whole}"
+            assert whole != "torch.load", f"{path.name}:{node.lineno}: {whole}"
+            assert whole != "torch.save" or own in SAVES_WITH_TORCH, f"{path.name}:{node.lineno}: {whole}"
             assert not re.search(r"_object(_list)?$", node.attr), f"{path.name}:{node.lineno}: {whole}"
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from resilient.checkpoint.arena import Slot
+from resilient.checkpoint.arena import NoRoom, Slot, create_arena
 from resilient.errors import CheckpointError
+from resilient.link.board import SLOTS, SPILL
 
 ROOT = str(Path(__file__).parents[1])
 FILL_AND_DIE = """
@@ -95,25 +96,87 @@ def test_views_share_the_memory_and_the_mapping() -> None:
 def test_more_than_is_available_is_refused() -> None:
     """Pages that the slot has already are not counted a second time."""
     slot = Slot.create("test")
-    with pytest.raises(CheckpointError, match=r"^cannot hold a snapshot of 4\.0 MiB in memory: .* 2\.0 MiB .*; do "):
-        slot.reserve(4 << 20, available_bytes=2 << 20)
+    with pytest.raises(NoRoom, match=r"^cannot hold a snapshot of 4\.0 MiB in memory: .* 2\.0 MiB .*; do ") as refused:
+        slot.check(4 << 20, 2 << 20)
+    assert refused.value.kind == "full"
     assert os.fstat(slot.fd).st_size == 0
-    slot.reserve(4 << 20, available_bytes=4 << 20)
+    slot.check(4 << 20, 4 << 20)
+    slot.check(4 << 20, None)
+    slot.reserve(4 << 20)
     slot.view(4 << 20)[:] = bytes(4 << 20)
-    slot.reserve(4 << 20, available_bytes=0)
-    slot.reserve(4 << 20, available_bytes=-5)
-    with pytest.raises(CheckpointError, match=r"takes 1\.0 MiB more and 0\.0 MiB are free"):
-        slot.reserve(5 << 20, available_bytes=-5)
+    slot.check(4 << 20, 0)
+    slot.check(4 << 20, -5)
+    with pytest.raises(NoRoom, match=r"takes 1\.0 MiB more and 0\.0 MiB are free"):
+        slot.check(5 << 20, -5)
     slot.close()
 
 
 def test_reserved_room_that_was_never_touched_is_counted() -> None:
     """A file of the right size takes no memory yet, and the copy into it would."""
     slot = Slot.create("test")
-    slot.reserve(4 << 20)
-    with pytest.raises(CheckpointError, match=r"takes 4\.0 MiB more"):
-        slot.reserve(4 << 20, available_bytes=1 << 20)
+    os.ftruncate(slot.fd, 4 << 20)
+    with pytest.raises(NoRoom, match=r"takes 4\.0 MiB more"):
+        slot.check(4 << 20, 1 << 20)
     slot.close()
+
+
+def test_what_is_reserved_is_there() -> None:
+    """A page that had no room when it is written to would end the process."""
+    slot = Slot.create("test")
+    slot.reserve(4 << 20)
+    assert os.fstat(slot.fd).st_blocks * 512 >= 4 << 20
+    slot.check(4 << 20, 0)
+    slot.view(4 << 20)[:4] = b"kept"
+    slot.reserve(8 << 20, touch=True)
+    assert bytes(slot.view(8 << 20)[:8]) == b"kept\0\0\0\0"
+    assert not any(slot.view(8 << 20)[4 << 20 :])
+    slot.close()
+
+
+FULL = """
+import resource, sys
+from resilient.checkpoint.arena import NoRoom, Slot
+slot = Slot.create_on_disk(sys.argv[1])
+slot.reserve(4096)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+try:
+    slot.reserve(2 << 20)
+except NoRoom as error:
+    print(error, slot.room)
+"""
+
+
+def test_a_disk_without_room_is_refused(tmp_path: Path) -> None:
+    """Before anything is mapped, by name, and what was there stays."""
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path)],
+        env={"PYTHONPATH": ROOT},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("cannot hold a snapshot of 2.0 MiB on disk: ")
+    assert done.stdout.endswith("a larger volume 4096\n")
+
+
+def test_an_arena_has_one_slot_on_disk(tmp_path: Path) -> None:
+    """It takes no memory, has no name in its directory, and lies there and not in memory."""
+    arena = create_arena(3, tmp_path)
+    assert len(arena) == SLOTS
+    assert list(tmp_path.iterdir()) == []
+    devices = [os.fstat(slot.fd).st_dev for slot in arena]
+    assert [device == tmp_path.stat().st_dev for device in devices] == [number == SPILL for number in range(SLOTS)]
+    arena[SPILL].check(1 << 40, 0)
+    with pytest.raises(NoRoom):
+        arena[0].check(1 << 40, 0)
+    assert [os.get_inheritable(slot.fd) for slot in arena] == [False] * SLOTS
+    arena[SPILL].reserve(10)
+    arena[SPILL].view(10)[:] = b"0123456789"
+    other = Slot.from_fd(os.dup(arena[SPILL].fd), on_disk=True)
+    assert bytes(other.view(10)) == b"0123456789"
+    other.close()
+    for slot in arena:
+        slot.close()
 
 
 def test_a_view_beyond_what_is_reserved_is_refused() -> None:

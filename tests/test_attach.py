@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from resilient.checkpoint.arena import Slot
+from resilient.checkpoint.arena import Slot, create_arena
 from resilient.errors import ResilientError, SettingsError
 from resilient.link import attach
-from resilient.link.board import Board, row_base
+from resilient.link.board import SLOTS, Board, row_base
 from resilient.link.channel import send_descriptors
 from resilient.link.messages import Begin, Note
 from resilient.settings import worker_facts
@@ -28,15 +28,15 @@ def environment(rank: int, ranks: int, **more: str) -> Mapping[str, str]:
     return {**local, **more}
 
 
-def test_a_supervised_worker_takes_its_inherited_socket() -> None:
-    """It finds the board and two slots, shares them with the host, and hands the socket to no child."""
+def test_a_supervised_worker_takes_its_inherited_socket(tmp_path: Path) -> None:
+    """It finds the board and its slots, shares them with the host, and hands the socket to no child."""
     ours, theirs = socket.socketpair()
-    board, slots = Board.create(2), [Slot.create("a"), Slot.create("b")]
+    board, slots = Board.create(2), create_arena(1, tmp_path)
     theirs.set_inheritable(True)
-    send_descriptors(ours, [board.fd, slots[0].fd, slots[1].fd])
+    send_descriptors(ours, [board.fd, *(slot.fd for slot in slots)])
     facts = worker_facts(environment(1, 2, RESILIENT_INTERNAL_LINK=str(theirs.detach())))
     found = attach.attach(facts)
-    assert (found.supervised, found.index, len(found.slot_fds)) == (True, 1, 2)
+    assert (found.supervised, found.index, len(found.slot_fds)) == (True, 1, SLOTS)
     assert not found.channel.sock.get_inheritable()
     found.board.words[row_base(1)] = 5
     assert board.words[row_base(1)] == 5
@@ -62,6 +62,18 @@ def test_a_descriptor_that_is_not_the_link_is_refused() -> None:
         assert server.getsockname()
     os.close(reader)
     os.close(writer)
+
+
+def test_a_host_of_another_version_is_named() -> None:
+    """One that hands out another number of slots is not taken for ours."""
+    ours, theirs = socket.socketpair()
+    board, slot = Board.create(1), Slot.create("a")
+    send_descriptors(ours, [board.fd, slot.fd])
+    with pytest.raises(ResilientError, match="another version of resilient"):
+        attach.attach(worker_facts({"RESILIENT_INTERNAL_LINK": str(theirs.detach())}))
+    ours.close()
+    board.close()
+    slot.close()
 
 
 def test_a_host_that_has_ended_is_named() -> None:

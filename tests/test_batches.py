@@ -5,7 +5,6 @@ import os
 import random
 import select
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +16,6 @@ from torch.utils.data import (
     DataLoader,
     Dataset,
     DistributedSampler,
-    IterableDataset,
     RandomSampler,
     TensorDataset,
     get_worker_info,
@@ -40,13 +38,6 @@ def take(stream: Stream, count: int) -> list[Any]:
 ONE = TensorDataset(torch.ones(1))
 
 
-class Whole(IterableDataset[int]):
-    """Has no positions."""
-
-    def __iter__(self) -> Iterator[int]:
-        return iter([1])
-
-
 class Own(DataLoader[Any]):
     """Iterates in a way that nobody else knows."""
 
@@ -57,7 +48,6 @@ class Own(DataLoader[Any]):
 @pytest.mark.parametrize(
     ("loader", "why"),
     [
-        (DataLoader(Whole()), "iterable-style"),
         (Own(ONE), "Own iterates in its own way"),
         (DataLoader(ONE, num_workers=1, in_order=False), "in_order=False"),
         (iter([1]), "an iterator can be used once"),
@@ -197,7 +187,13 @@ def test_workers_ignore_the_platforms_sigterm_and_obey_their_owners() -> None:
 
 @pytest.mark.parametrize(
     "tree",
-    [3, {}, {"seed": 1, "epoch": -1, "used": 0, "start": None}, {"seed": 1, "epoch": True, "used": 0, "start": None}],
+    [
+        3,
+        {},
+        {"seed": 1, "epoch": 0, "used": 0, "start": None},
+        {"seed": 1, "epoch": -1, "used": 0, "start": None, "own": None},
+        {"seed": 1, "epoch": True, "used": 0, "start": None, "own": None},
+    ],
 )
 def test_what_is_no_position_is_found(tree: object) -> None:
     """What is read back is checked before it is used."""

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resilient.core.cadence import OVERHEAD_CAP, SHORTEST_S, Cadence, Every, target, wants_store
+from resilient.core.cadence import OVERHEAD_CAP, SAVING_SHARE, SHORTEST_S, Cadence, Every, target, wants_store
+from resilient.core.interval import PRIOR_MTTF_S, aupy
 
 NEVER = Every(steps=1 << 40)
 
@@ -55,21 +56,38 @@ def test_nothing_is_due_right_after_a_snapshot() -> None:
     assert target(cadence, 7, now=10.0 + SHORTEST_S) == 7
 
 
-@given(stall_s=st.floats(0.0, 1000.0), after_s=st.floats(0.0, 1e5))
-def test_the_automatic_cadence_keeps_below_its_cap(stall_s: float, after_s: float) -> None:
-    """A snapshot is due only when its cost is a small share of the time since the one before."""
-    cadence = replace(Cadence(durable=NEVER), stall_s=stall_s)
+@given(
+    stall_s=st.floats(0.0, 1000.0),
+    save_s=st.floats(0.0, 1000.0),
+    failures=st.integers(0, 10_000),
+    after_s=st.floats(0.0, 1e6),
+)
+def test_an_automatic_cadence_keeps_below_its_cap(stall_s: float, save_s: float, failures: int, after_s: float) -> None:
+    """However often the run fails, saving is due only when it costs a small share of the time since the one before."""
+    cadence = Cadence(durable=None, has_store=True, stall_s=stall_s, save_s=save_s, failures=failures)
+    cost_s = stall_s + SAVING_SHARE * save_s
     if target(cadence, 3, now=after_s) is not None:
         assert stall_s <= after_s * OVERHEAD_CAP * (1 + 1e-9)
-    else:
-        assert after_s < max(SHORTEST_S, stall_s / OVERHEAD_CAP)
+    if wants_store(cadence, 3, now=after_s):
+        assert cost_s <= after_s * OVERHEAD_CAP * (1 + 1e-9)
+        assert save_s <= after_s, "one save would begin before the one before has ended"
 
 
-def test_a_dear_snapshot_is_measured() -> None:
-    """Three seconds of standing still are allowed every eighty-odd seconds."""
-    cadence = Cadence(durable=NEVER).took(100.0, 3.0, saving=False)
-    assert target(cadence, 3, now=185.0) is None
-    assert target(cadence, 3, now=186.0) == 3
+def test_an_automatic_cadence_is_the_period_of_least_loss() -> None:
+    """A stall of 5 ms pays every 10 to 11 s at first, and a save of a minute every six."""
+    cadence = Cadence(durable=None, has_store=True, stall_s=0.005, save_s=60.0)
+    assert cadence.memory_s == pytest.approx(aupy(PRIOR_MTTF_S, 0.005, 0.0))
+    assert 10.0 < cadence.memory_s < 11.0
+    assert 360.0 < cadence.durable_s < 372.0
+    assert target(cadence, 3, now=10.0) is None
+    assert target(cadence, 3, now=11.0) == 3
+
+
+def test_an_automatic_cadence_learns_from_failures_and_from_their_absence() -> None:
+    """Many of them bring the next snapshot forward, a long time without puts it off."""
+    cadence = Cadence(durable=None, stall_s=0.01)
+    assert replace(cadence, failures=9).memory_s < 0.5 * cadence.memory_s
+    assert cadence.took(40 * 3600.0, 0.01, saving=False).memory_s > 3 * cadence.memory_s
 
 
 @given(

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMIT_S = 280.0
+LIMIT_S = 880.0
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_the_demo_keeps_its_promises(tmp_path: Path) -> None:
     """It ends with 0 after every promise, says what it killed, and explains it; nothing is left in its directory."""
     demo = subprocess.run(

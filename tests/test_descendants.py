@@ -93,7 +93,8 @@ def reap(pid: int) -> None:
 
 def test_workers_and_their_children_are_found(start: Start, token: str, foreign: int) -> None:
     """The token is inherited; this process, and one without it, are not ours."""
-    worker = start("sh", "-c", "sleep 1000 & echo $!; wait")
+    # The child speaks for itself: one that is just being executed has no environment.
+    worker = start("sh", "-c", "sh -c 'echo $$; kill -STOP $$' & wait")
     child = int(words(worker, 1)[0])
     assert sorted(find(token)) == sorted([worker.pid, child])
     assert find(secrets.token_hex(16)) == []
@@ -218,8 +219,12 @@ def test_what_a_dead_supervisor_of_the_run_left_is_ended(foreign: int) -> None:
         started = {}
         for name, token in tokens.items():
             environ = {"PATH": os.environ["PATH"], TOKEN_VARIABLE: token}
-            started[name] = stack.enter_context(subprocess.Popen(["sleep", "1000"], env=environ))
-            stack.callback(started[name].kill)
+            command, pipe = ["sh", "-c", "echo up; read end"], subprocess.PIPE
+            process = stack.enter_context(subprocess.Popen(command, env=environ, stdin=pipe, stdout=pipe))
+            stack.callback(process.kill)
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"up\n", "before that it may have no environment"
+            started[name] = process
         assert end_leftovers("another run", grace_s=0) == 0
         assert end_leftovers("run", grace_s=5) == 1
         assert started["dead"].wait(60) == -signal.SIGTERM

@@ -274,7 +274,7 @@ def test_a_zero_after_sigterm_is_not_finished(folder: Folder) -> None:
 def test_a_script_that_ignores_sigterm_is_ended_in_time(folder: Folder) -> None:
     """Neither swallowing the signal nor holding out past the grace gets a worker out of it."""
     deaf = "import signal\nsignal.signal(15, signal.SIG_IGN)\nprint('up', flush=True)\nwhile True: signal.pause()"
-    with folder.start(folder.script(deaf), RESILIENT_GRACE_S="4") as running:
+    with folder.start(folder.script(deaf), RESILIENT_GRACE_S="10") as running:
         running.until("up")
         running.signal(signal.SIGTERM)
         assert running.wait().code == 196

@@ -10,8 +10,8 @@ import pytest
 from failing_store import plugin
 from supervised import ROOT, Ended, Folder, Running, training
 
-FLAGS = ("--hang-floor", "2s", "--idle-timeout", "60s", "--snapshot-every", "1")
-"""A second of standing still is nothing on a busy machine; two are a hang here."""
+FLAGS = ("--hang-floor", "5s", "--idle-timeout", "300s", "--snapshot-every", "1")
+"""Seconds of standing still are nothing on a busy machine; five are a hang here."""
 
 
 @pytest.fixture
@@ -33,14 +33,17 @@ def stacks(ended: Ended) -> dict[int, str]:
 
 STANDS = """
 import time
+STEPS = 400
 rank = int(os.environ["RANK"])
+again = (HERE / "hang").exists()
 def fault(step):
-    time.sleep(0.2)  # so that there is time for a snapshot
-    if step == 3 and rank == 1 and once("hang"):
-        stand_still()
+    if again:
         return
-    if step == 3:
-        meet()
+    time.sleep(0.1)
+    if rank == 1 and told("snapshot"):
+        once("hang")
+        stand_still()
+    meet()
 """
 PEERS = """
 import torch.distributed
@@ -103,24 +106,33 @@ def left_alone(ended: Ended, attempts: int = 1) -> None:
 
 def test_a_first_evaluation_is_no_hang(folder: Folder) -> None:
     """100 times a step and beyond the first bound: stacks are told, and nobody is ended."""
-    loop = "if run.step_number == 2: import time; time.sleep(3)"
-    ended = folder.run(*FLAGS, folder.script(training(loop=loop)))
+    body = "import time\ndef evaluate():\n    while not told('stacks'): time.sleep(0.1)"
+    ended = folder.run(*FLAGS, folder.script(training(body, loop="if run.step_number == 2: evaluate()")))
     left_alone(ended)
     assert "has stood still" in ended.stderr
 
 
 FROZEN = """
 import time
-STEPS = 15
+STEPS = 50
+frozen = []
+
 def fault(step):
-    time.sleep(0.2)
     store = pathlib.Path(os.environ["FAILING_STORE"])
-    if step == 2:
+    if not frozen and told("checkpoint"):
+        frozen.append(step)
         os.mkfifo(store)
-    if step == 14:
+    if frozen and step <= frozen[0] + 28:
+        time.sleep(0.2)
+    if frozen and step == frozen[0] + 28:
         writer = os.open(store, os.O_RDWR)
         store.unlink()
         os.close(writer)
+
+def wait():
+    for _ in range(20):
+        if not frozen and not told("checkpoint"):
+            time.sleep(0.05)
 """
 
 
@@ -128,26 +140,26 @@ def test_a_frozen_store_holds_nobody_up(folder: Folder) -> None:
     """Whoever talks to it hangs for longer than a step may take; the training does not notice."""
     folder.environ.update(plugin(folder.path, ROOT))
     url = f"failing://{folder.checkpoints}"
-    arguments = ("--hang-floor", "1s", "--snapshot-every", "1", "--every", "1", "--checkpoints", url)
-    ended = folder.run(*arguments, folder.script(training(FROZEN)))
+    script = folder.script(training(FROZEN, loop="wait()"))
+    ended = folder.run(*FLAGS, "--every", "1", "--checkpoints", url, script)
     left_alone(ended)
-    assert max(entry["step"] for entry in ended.entries("checkpoint")) == 15
-    times = [entry["m"] for entry in ended.entries("checkpoint")]
-    assert max(later - earlier for earlier, later in itertools.pairwise(times)) > 1, "it was frozen"
+    saved = [entry["step"] for entry in ended.entries("checkpoint")]
+    assert saved[-1] == 50
+    assert max(later - earlier for earlier, later in itertools.pairwise(saved)) > 20, "it was frozen"
 
 
 @pytest.mark.slow
 def test_a_rank_that_evaluates_alone_is_no_hang(folder: Folder) -> None:
     """Its peer waits for it inside a step."""
     body = PEERS + "rank = int(os.environ['RANK'])\ndef fault(step):\n    meet()"
-    loop = "if run.step_number == 2 and rank == 0: import time; time.sleep(4)"
+    loop = "if run.step_number == 2 and rank == 0: import time; time.sleep(8)"
     left_alone(folder.run("--nproc-per-node", "2", *FLAGS, folder.script(training(body, loop=loop))))
 
 
 @pytest.mark.slow
 def test_a_slow_first_step_is_no_hang(folder: Folder) -> None:
     """It compiles; and a later step below ten times the longest is none either."""
-    body = "import time\ndef fault(step):\n    time.sleep({1: 4.0, 2: 0.5, 3: 3.5}.get(step, 0))"
+    body = "import time\ndef fault(step):\n    time.sleep({1: 10.0, 2: 1.0, 3: 7.0}.get(step, 0))"
     left_alone(folder.run(*FLAGS, folder.script(training(body))))
 
 

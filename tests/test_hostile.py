@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from failing_store import plugin
-from supervised import ROOT, Folder, training
+from supervised import LIMIT_S, ROOT, Folder, training
 
 NASTY = "<script>alert(1)</script> [/x] [rank0] [bold] \x1b]0;owned\x07\x1b[2J\x00 \u202e evil"
 LONGEST_MESSAGE = 1024
@@ -160,5 +160,5 @@ def on_a_terminal(folder: Folder, *arguments: str) -> str:
         pass
     finally:
         os.close(master)
-    assert process.wait(60) == 0, data
+    assert process.wait(LIMIT_S) == 0, data
     return data.decode(errors="replace")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from resilient.core.cadence import Every
 from resilient.errors import SettingsError
 from resilient.launch import Launch, parse, scan_run, setting_flags, worker_command, worker_environment
 from resilient.settings import load
@@ -71,7 +72,7 @@ def test_our_flags_and_torchruns_mix() -> None:
     effective = load(flags=got.setting_flags, environ={}, platform_file=Path("/nonexistent"))
     settings = effective.settings
     assert (settings.keep, settings.fresh, settings.observe, settings.max_restarts) == (5, True, False, 3)
-    assert (settings.every.seconds, effective.origins["every"]) == (60, "flag --every")
+    assert (settings.every, effective.origins["every"]) == (Every(seconds=60), "flag --every")
     assert setting_flags(scan_run(["--keep", "5"]))[0].value == "5"
 
 

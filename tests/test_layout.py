@@ -16,6 +16,7 @@ from resilient.checkpoint.layout import (
     FileRecord,
     FinishedMark,
     Manifest,
+    RankFiles,
     RunRecord,
 )
 from resilient.errors import CheckpointError
@@ -28,7 +29,10 @@ MANIFEST = Manifest(
     step=7,
     began_from="1-5.1",
     world_size=2,
-    files=tuple(FileRecord(rank=r, file=f"rank-{r}.safetensors", size=9, digest=DIGEST) for r in (0, 1)),
+    ranks=tuple(RankFiles(tensors="tensors-0.safetensors", own=f"rank-{r}.safetensors") for r in (0, 1)),
+    files=tuple(
+        FileRecord(file=f"{name}.safetensors", size=9, digest=DIGEST) for name in ("tensors-0", "rank-0", "rank-1")
+    ),
     created_s=1.5,
     versions={"torch": "2.13"},
     determinism={},
@@ -59,8 +63,22 @@ def test_every_truncation_is_refused(record: Any) -> None:
             layout.decode(data[:end], type(record), "here")
 
 
+DATA = json.loads(layout.encode(MANIFEST))
+
+
 def changed(**fields: Any) -> bytes:
-    return json.dumps({**json.loads(layout.encode(MANIFEST)), **fields}).encode()
+    return json.dumps({**DATA, **fields}).encode()
+
+
+def ranks(*pairs: tuple[str, str]) -> list[dict[str, str]]:
+    return [{"tensors": f"{tensors}.safetensors", "own": f"{own}.safetensors"} for tensors, own in pairs]
+
+
+def files(*names: str, **fields: Any) -> list[dict[str, Any]]:
+    return [{"file": f"{name}.safetensors", "size": 1, "digest": DIGEST, **fields} for name in names]
+
+
+ONE: dict[str, Any] = {"world_size": 1, "ranks": ranks(("tensors-0", "rank-0"))}
 
 
 @pytest.mark.parametrize(
@@ -75,11 +93,20 @@ def changed(**fields: Any) -> bytes:
         {"world_size": 3},
         {"world_size": 1 << 61},
         {"files": []},
-        {"files": [], "world_size": 0},
-        {"files": json.loads(layout.encode(MANIFEST))["files"][::-1]},
-        {"files": [{"rank": 0, "file": "../../x", "size": 1, "digest": DIGEST}], "world_size": 1},
-        {"files": [{"rank": 0, "file": "rank-0.safetensors", "size": -1, "digest": DIGEST}], "world_size": 1},
-        {"files": [{"rank": 0, "file": "rank-0.safetensors", "size": 1, "digest": "md5"}], "world_size": 1},
+        {"files": [], "ranks": [], "world_size": 0},
+        {"ranks": DATA["ranks"][::-1]},
+        {"ranks": DATA["ranks"][:1]},
+        {"files": DATA["files"][1:]},
+        {"files": [*DATA["files"], DATA["files"][0]]},
+        {"files": [*DATA["files"], *files("tensors-1")]},
+        {**ONE, "ranks": ranks(("tensors-0", "../../x")), "files": files("tensors-0", "../../x")},
+        {**ONE, "ranks": ranks(("../../x", "rank-0")), "files": files("../../x", "rank-0")},
+        {**ONE, "ranks": ranks(("tensors-1", "rank-0")), "files": files("tensors-1", "rank-0")},
+        {**ONE, "ranks": ranks(("tensors-00", "rank-0")), "files": files("tensors-00", "rank-0")},
+        {**ONE, "ranks": ranks(("rank-0", "rank-0")), "files": files("rank-0")},
+        {**ONE, "files": files("tensors-0", "rank-0", size=-1)},
+        {**ONE, "files": files("tensors-0", "rank-0", digest="md5")},
+        {**ONE, "files": files("tensors-0", "rank-0", rank=0)},
         {"began_from": "../1-1"},
         {"began_from": "1-1/x"},
         {"submission": "../s"},
@@ -94,6 +121,17 @@ def test_wrong_manifests_are_refused(fields: dict[str, Any]) -> None:
     """Each field is checked for type, range and meaning."""
     with pytest.raises(CheckpointError, match="cannot read here"):
         layout.decode(changed(**fields), Manifest, "here")
+
+
+def test_every_rank_may_have_tensors_of_its_own() -> None:
+    """Or share those of any rank before it; each file is looked up by its name."""
+    for shared in ("tensors-0", "tensors-1"):
+        data = changed(
+            ranks=ranks(("tensors-0", "rank-0"), (shared, "rank-1")),
+            files=files(*dict.fromkeys(("tensors-0", "rank-0", shared, "rank-1"))),
+        )
+        manifest = layout.decode(data, Manifest, "here")
+        assert manifest.file(manifest.ranks[1].tensors).file == f"{shared}.safetensors"
 
 
 def test_a_newer_format_is_named_as_such() -> None:

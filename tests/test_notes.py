@@ -12,7 +12,13 @@ from resilient.supervisor.host import Host
 def test_a_missed_snapshot_is_noted_once_for_each_reason() -> None:
     """A state that cannot be saved any more does not fill the journal, step by step."""
     told: list[Any] = []
-    ports: Any = SimpleNamespace(journal=lambda kind, fields: told.append(fields["text"]), send=None, settled=None)
+    ports: Any = SimpleNamespace(
+        journal=lambda kind, fields: told.append(fields["text"]),
+        now=lambda: 0.0,
+        send=None,
+        submit=None,
+        settled=None,
+    )
     board = Board.create(2)
     host = Host(board, ports)
     for rank, step, why in [(0, 1, "a"), (0, 2, "a"), (1, 2, "a"), (0, 3, "b"), (0, 4, "b")]:

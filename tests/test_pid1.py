@@ -18,13 +18,13 @@ WAYS = {"child": (), "tini": ("tini", "--"), "dumb-init": ("dumb-init", "--"), "
 WAIT = """
 def until(true):
     import time
-    for _ in range(3000):
+    for _ in range(9000):
         if true():
             return
         time.sleep(0.01)
     sys.exit(9)
 """
-"""There is no event for what a stranger does with its children, so scripts look again and again, for 30 s at most."""
+"""There is no event for what a stranger does with its children, so scripts look again and again, for 90 s at most."""
 
 
 @pytest.fixture

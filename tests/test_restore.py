@@ -1,78 +1,107 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tests of reading a candidate: from a real store, and refused for whatever does not fit."""
+"""Tests of reading a candidate from its slot: verified, and refused for whatever does not fit."""
 
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from resilient.checkpoint import digest, image, tensors
-from resilient.checkpoint.layout import FileRecord, Manifest, checkpoint_path, rank_file
-from resilient.checkpoint.store import open_store
-from resilient.checkpoint.vault import Image, Vault
+from resilient.checkpoint import digest, image, pair, tensors
+from resilient.checkpoint.arena import Slot
 from resilient.errors import CheckpointError
-from resilient.training import restore, rng
-from resilient.training.state import parts_of
+from resilient.link.board import Extent, SlotRecord
+from resilient.training import restore, rng, steady
+from resilient.training.state import Part, parts_of
 
 
-def image_of(model: nn.Module, **own: Any) -> bytearray:
+@pytest.fixture
+def slot() -> Iterator[Slot]:
+    slot = Slot.create("test")
+    yield slot
+    slot.close()
+
+
+def put(slot: Slot, parts: dict[str, Part], **own: Any) -> SlotRecord:
+    """The state of some parts in a slot, as a worker leaves it there."""
     run = {"step": 4, "rng": rng.capture(), "data": None, **own}
-    flat = tensors.flatten({"state": {"model": dict(model.state_dict())}, "run": run}, path=())
-    layout = image.plan(flat)
-    buffer = bytearray(layout.size_bytes)
-    image.write(flat, layout, memoryview(buffer))
-    return buffer
+    tree = {"state": {name: part.capture() for name, part in parts.items()}, "run": run}
+    first, second = pair.split(tensors.flatten(tree, path=(), behind=steady.behind(parts)))
+    plan = pair.plan(first, second, None)
+    slot.reserve(plan.size_bytes)
+    view = slot.view(plan.size_bytes)
+    images = view[: plan.tensors.size_bytes], view[plan.own_offset :]
+    for flat, layout, buffer in ((first, plan.tensors, images[0]), (second, plan.own, images[1])):
+        image.write(flat, layout, buffer)
+    extents = [Extent(size=len(part), digest=digest.digest(part)) for part in images]
+    return SlotRecord(slot=0, attempt=1, step=4, tensors=extents[0], own=extents[1])
 
 
-def save(url: Path, data: bytearray, ranks: int) -> str:
-    vault = Vault(open_store(str(url)), clock=lambda: 1.0)
-    files = tuple(
-        FileRecord(rank=rank, file=rank_file(rank), size=len(data), digest=digest.digest(data)) for rank in range(ranks)
-    )
-    manifest = Manifest(
-        run=vault.identify(make=True).id,
-        submission="s",
-        attempt=1,
-        step=4,
-        began_from=None,
-        world_size=ranks,
-        files=files,
-        created_s=1.0,
-        versions={},
-        determinism={},
-    )
-    images = [Image(rank=f.rank, size=f.size, digest=f.digest, chunks=lambda: iter([bytes(data)])) for f in files]
-    return vault.save(manifest, images, lambda: None)
+def trained(steps: int = 2) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A model with a buffer and an optimizer with moments."""
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.rand(4, 3)).square().mean().backward()
+        optimizer.step()
+    return model, optimizer
 
 
-def test_a_checkpoint_is_read_verified_and_loaded(tmp_path: Path) -> None:
-    """From the store into the model, bit by bit."""
-    saved, fresh = nn.Linear(3, 2), nn.Linear(3, 2)
-    name = save(tmp_path, image_of(saved), ranks=2)
-    view = restore.read_durable(str(tmp_path), name, rank=1, world_size=2)
-    parts = parts_of({"model": fresh})
-    restore.load(restore.check(name, view, parts, step=4), parts)
-    assert torch.equal(saved.weight, fresh.weight)
+def test_a_snapshot_is_read_verified_and_loaded(slot: Slot) -> None:
+    """From the slot into model and optimizer, bit by bit; nothing that is loaded stays in the slot's memory."""
+    model, optimizer = trained()
+    record = put(slot, parts_of({"model": model, "optimizer": optimizer}))
+    fresh, other = trained(steps=0)
+    parts = parts_of({"model": fresh, "optimizer": other})
+    candidate = restore.read("memory", record, slot, parts)
+    assert (candidate.step, candidate.size_bytes) == (4, record.size)
+    restore.load(candidate, parts)
+    slot.view(record.size)[:] = bytes(record.size)
+    for name, value in model.state_dict().items():
+        assert torch.equal(fresh.state_dict()[name], value)
+    for index, state in optimizer.state_dict()["state"].items():
+        for key, value in state.items():
+            assert torch.equal(other.state_dict()["state"][index][key], value)
 
 
-def test_another_number_of_ranks_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    """Nothing is guessed about how the states of four ranks make those of two."""
-    name = save(tmp_path, image_of(nn.Linear(3, 2)), ranks=4)
-    with pytest.raises(CheckpointError, match=r"saved by 4 ranks, this run has 2 ranks; start with --nproc-per-node 4"):
-        restore.read_durable(str(tmp_path), name, rank=0, world_size=2)
+@pytest.mark.parametrize("at", ["tensors", "own", "moments"])
+def test_a_changed_byte_is_refused(slot: Slot, at: str) -> None:
+    """In either image, also where it lands in memory that was made ready for the optimizer; nothing live is touched."""
+    model, optimizer = trained()
+    parts = parts_of({"model": model, "optimizer": optimizer})
+    record = put(slot, parts)
+    before = [value.clone() for value in model.state_dict().values()]
+    offset = {"tensors": record.tensors.size - 1, "own": record.size - 1, "moments": record.tensors.size // 2 + 8}[at]
+    slot.view(record.size)[offset] ^= 1
+    with pytest.raises(restore.Damaged, match="does not have its digest"):
+        restore.read("memory", record, slot, parts)
+    assert all(map(torch.equal, before, model.state_dict().values()))
 
 
-def test_a_changed_file_is_refused(tmp_path: Path) -> None:
-    """Every byte counts."""
-    name = save(tmp_path, image_of(nn.Linear(3, 2)), ranks=1)
-    file = tmp_path / checkpoint_path(name, rank_file(0))
-    data = bytearray(file.read_bytes())
-    data[-1] ^= 1
-    file.write_bytes(data)
-    with pytest.raises(CheckpointError, match="digest"):
-        restore.read_durable(str(tmp_path), name, rank=0, world_size=1)
+def test_a_header_that_is_torn_is_damage_as_well(slot: Slot) -> None:
+    """What cannot even be read counts as damaged if its digest differs, and as foreign if it does not."""
+    parts = parts_of({"model": nn.Linear(3, 2)})
+    record = put(slot, parts)
+    view = slot.view(record.size)
+    view[:8] = bytes(8)
+    with pytest.raises(restore.Damaged):
+        restore.read("memory", record, slot, parts)
+    size = record.tensors.size
+    sealed = replace(record, tensors=Extent(size=size, digest=digest.digest(view[:size])))
+    with pytest.raises(CheckpointError, match="cannot read image"):
+        restore.read("memory", sealed, slot, parts)
+
+
+def test_a_record_of_more_than_the_slot_has_is_refused(slot: Slot) -> None:
+    """The board says what lies there; the memory is what it is."""
+    parts = parts_of({"model": nn.Linear(3, 2)})
+    record = put(slot, parts)
+    longer = replace(record, own=Extent(size=record.own.size + (1 << 20), digest=record.own.digest))
+    with pytest.raises(CheckpointError, match="not reserved"):
+        restore.read("memory", longer, slot, parts)
 
 
 @pytest.mark.parametrize(
@@ -86,8 +115,8 @@ def test_a_changed_file_is_refused(tmp_path: Path) -> None:
         ({"model": nn.Linear(3, 2)}, {"data": {"seed": 1}}, "run.data"),
     ],
 )
-def test_what_does_not_fit_is_named(state: dict[str, object], own: dict[str, Any], why: str) -> None:
+def test_what_does_not_fit_is_named(slot: Slot, state: dict[str, object], own: dict[str, Any], why: str) -> None:
     """All of it is checked before anything is written."""
-    view = memoryview(image_of(nn.Linear(3, 2), **own))
+    record = put(slot, parts_of({"model": nn.Linear(3, 2)}), **own)
     with pytest.raises(CheckpointError, match=why):
-        restore.check("1-4", view, parts_of(state), step=4)
+        restore.read("1-4", record, slot, parts_of(state))

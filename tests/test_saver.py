@@ -28,14 +28,16 @@ from resilient.checkpoint.vault import Vault
 from resilient.link.channel import Closed
 
 IMAGES = (b"first" * 1000, b"second" * 1000)
+ALIKE = (b"shared" * 1000,) * 2
 DEBIT = Debit(
     submission="sub", index=0, attempt=1, code=194, step=3, fingerprint="f", held_s=5.0, wall_s=9.0, why="ecc"
 )
 
 
 @pytest.fixture
-def arenas() -> Iterator[Arenas]:
-    arenas = Arenas(IMAGES)
+def arenas(request: pytest.FixtureRequest) -> Iterator[Arenas]:
+    """Snapshots of two ranks; their tensors differ, unless the test asks for others."""
+    arenas = Arenas(getattr(request, "param", IMAGES))
     yield arenas
     arenas.close()
 
@@ -78,10 +80,10 @@ def test_a_run_from_its_opening_to_its_end(tmp_path: Path, arenas: Arenas) -> No
         assert isinstance(opened, Opened)
         assert (opened.next_attempt, opened.checkpoints, opened.ever_committed) == (1, (), False)
         assert client.ask(Claim, attempt=1, began_from=None, held_s=0.0) == Done(id=2)
-        saved = [client.save(arenas.files, 1, step) for step in (5, 10, 15)]
+        saved = [client.save(arenas.records, 1, step) for step in (5, 10, 15)]
         assert [reply.name for reply in saved] == ["1-5", "1-10", "1-15"]
         assert [reply.pruned for reply in saved] == [(), (), ("1-5",)]
-        assert saved[0].size_bytes == sum(map(len, IMAGES))
+        assert saved[0].size_bytes == sum(record.tensors.size + record.own.size for record in arenas.records)
         assert isinstance(client.ask(Record, debit=DEBIT), Done)
         mark = FinishedMark(steps=15, reached=15, how="steps", submission="sub", attempt=1)
         assert isinstance(client.ask(Finish, mark=mark), Done)
@@ -92,6 +94,29 @@ def test_a_run_from_its_opening_to_its_end(tmp_path: Path, arenas: Arenas) -> No
         assert (again.run_id, again.next_attempt, again.earlier) == (opened.run_id, 2, mark)
         assert [ref.name for ref in again.checkpoints] == usable(url) == ["1-15", "1-10"]
         assert (again.debits, again.last_held_s, again.ever_committed) == ((DEBIT,), 5.0, True)
+
+
+def files_of(url: Path, name: str) -> dict[str, bytes]:
+    """The images of a checkpoint in a directory."""
+    return {path.name: path.read_bytes() for path in (url / "checkpoints" / name).glob("*.safetensors")}
+
+
+@pytest.mark.parametrize("arenas", [ALIKE], ids=["alike"], indirect=True)
+def test_tensors_that_ranks_have_alike_are_saved_once(tmp_path: Path, arenas: Arenas) -> None:
+    """Under the lowest rank that has them; as soon as they differ in one bit each rank has its own file."""
+    with Inline(arenas) as client:
+        client.open(tmp_path)
+        saved = client.save(arenas.records, 1, 1)
+        assert saved.size_bytes == len(ALIKE[0]) + sum(record.own.size for record in arenas.records)
+        assert files_of(tmp_path, "1-1") == {
+            "tensors-0.safetensors": ALIKE[0],
+            "rank-0.safetensors": b"rank 0",
+            "rank-1.safetensors": b"rank 1",
+        }
+        other = ALIKE[0][:-1] + b"D"
+        client.save(arenas.put((ALIKE[0], other), slot=1), 1, 2)
+        assert files_of(tmp_path, "1-2")["tensors-1.safetensors"] == other
+    assert usable(tmp_path) == ["1-2", "1-1"]
 
 
 # Every call that changes the file system counts as one operation, from the first save on.
@@ -105,7 +130,7 @@ def counted(real):
             os.kill(os.getpid(), signal.SIGKILL)
         return real(*args, **kwargs)
     return call
-for name in ("write", "fsync", "mkdir", "link", "unlink", "rmdir", "replace"):
+for name in ("write", "pwrite", "fsync", "mkdir", "link", "unlink", "rmdir", "replace"):
     setattr(os, name, counted(getattr(os, name)))
 save = Vault.save
 def arming(*args):
@@ -125,20 +150,22 @@ object_store.kill_at({nth})
     [("", KILL_IN_A_DIRECTORY, 20), ("objects://", KILL_IN_A_BUCKET, 8)],
     ids=["directory", "bucket"],
 )
+@pytest.mark.parametrize("arenas", [ALIKE], ids=["alike"], indirect=True)
+@pytest.mark.parametrize("stride", [3, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_at_any_operation_a_checkpoint_loads(
-    tmp_path: Path, arenas: Arenas, scheme: str, script: str, operations: int
+    tmp_path: Path, arenas: Arenas, scheme: str, script: str, operations: int, stride: int
 ) -> None:
-    """For every n: the one before or the new one is whole, none is torn, and the next saver clears up."""
+    """For every n, or every third: the one before or the new one is whole, none is torn, the next saver clears up."""
     newest = []
-    for nth in itertools.count(1):
+    for nth in itertools.count(1, stride):
         url = f"{scheme}{tmp_path}/{nth}"
         with Inline(arenas) as client:
             client.open(url)
-            assert client.save(arenas.files, 1, 1).name == "1-1"
+            assert client.save(arenas.records, 1, 1).name == "1-1"
         with SaverProcess(arenas, script.format(nth=nth)) as saver:
             assert isinstance(saver.client.open(url, keep=1), Opened)
             try:
-                assert isinstance(saver.client.save(arenas.files, 2, 2), Saved)
+                assert isinstance(saver.client.save(arenas.records, 2, 2), Saved)
             except Closed:
                 assert saver.process.wait(60) == -signal.SIGKILL
             code = saver.end()
@@ -146,7 +173,7 @@ def test_killed_at_any_operation_a_checkpoint_loads(
         newest.append(usable(url)[0])
         with Inline(arenas) as client:
             assert client.open(url, keep=1, lock_patience_s=10.0).checkpoints[0].name == newest[-1]
-            assert client.save(arenas.files, 3, 3).name == "3-3"
+            assert client.save(arenas.records, 3, 3).name == "3-3"
         assert usable(url) == ["3-3"]
         left = {entry.name.split("/")[1] for entry in open_store(url).list("checkpoints")}
         assert left == {"3-3"}
@@ -165,7 +192,7 @@ def test_a_saver_outlives_its_supervisor_and_signals(tmp_path: Path, arenas: Are
             saver.process.send_signal(number)
         for step in (1, 2, 3):
             saver.client.send(
-                requests.Save, attempt=1, step=step, world_size=2, began_from=None, files=arenas.files, versions={},
+                requests.Save, attempt=1, step=step, world_size=2, began_from=None, records=arenas.records, versions={},
                 determinism={},
             )  # fmt: skip
         assert saver.end() == 0
@@ -209,7 +236,7 @@ def test_small_requests_do_not_wait_for_a_save(arenas: Arenas) -> None:
         client.open("faulty://run")
         FaultyFileSystem.fault = staticmethod(fault)
         saving = client.send(
-            requests.Save, attempt=1, step=1, world_size=2, began_from=None, files=arenas.files, versions={},
+            requests.Save, attempt=1, step=1, world_size=2, began_from=None, records=arenas.records, versions={},
             determinism={},
         )  # fmt: skip
         stuck.wait()
@@ -238,7 +265,7 @@ def test_each_request_says_why_it_failed(arenas: Arenas, error: OSError, kind: s
     def asked(client: Client) -> list[Any]:
         return [
             client.ask(Claim, attempt=1, began_from=None, held_s=0.0, patience_s=0.0),
-            client.save(arenas.files, 1, 1),
+            client.save(arenas.records, 1, 1),
             client.ask(Record, debit=DEBIT, patience_s=0.0),
         ]
 
@@ -305,8 +332,8 @@ def test_an_image_that_is_not_what_its_worker_digested_is_not_saved(tmp_path: Pa
     with Inline(arenas) as client:
         client.open(tmp_path)
         os.pwrite(arenas.slots[1][0], b"X", 17)
-        assert client.save(arenas.files, 1, 1).kind == "corrupt"
-        missing = tuple(replace(file, slot=7) for file in arenas.files)
+        assert client.save(arenas.records, 1, 1).kind == "corrupt"
+        missing = tuple(replace(record, slot=7) for record in arenas.records)
         assert client.save(missing, 1, 1).kind == "damaged"
         other = arenas.put(IMAGES, slot=1)
         assert client.save(other, 1, 1).name == "1-1"
@@ -321,7 +348,7 @@ def test_fresh_begins_once_for_each_submission(tmp_path: Path, arenas: Arenas) -
             opened = client.open(tmp_path, submission=submission, fresh=fresh)
             attempt = opened.next_attempt
             client.ask(Claim, attempt=attempt, began_from=None, held_s=0.0)
-            client.save(arenas.files, attempt, 5)
+            client.save(arenas.records, attempt, 5)
             return [ref.name for ref in opened.checkpoints]
 
     assert start("one", fresh=False) == []
@@ -335,11 +362,11 @@ def test_what_an_attempt_began_from_is_kept_until_it_has_saved(tmp_path: Path, a
     """A late save of the attempt before must not prune what this one would fall back on."""
     with Inline(arenas) as client:
         client.open(tmp_path, keep=1)
-        client.save(arenas.files, 1, 1)
+        client.save(arenas.records, 1, 1)
         client.ask(Claim, attempt=2, began_from="1-1", held_s=0.0)
-        assert client.save(arenas.files, 1, 2).pruned == ()
-        assert client.save(arenas.files, 2, 3, in_use=("1-2",)).pruned == ("1-1",)
-        assert client.save(arenas.files, 2, 4).pruned == ("1-2", "2-3")
+        assert client.save(arenas.records, 1, 2).pruned == ()
+        assert client.save(arenas.records, 2, 3, in_use=("1-2",)).pruned == ("1-1",)
+        assert client.save(arenas.records, 2, 4).pruned == ("1-2", "2-3")
 
 
 def test_before_a_run_is_open_nothing_can_be_asked(arenas: Arenas) -> None:

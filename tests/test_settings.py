@@ -18,12 +18,15 @@ WRONG = {
     "every": ["0", "-3", "1.5", "soon", ""],
     "snapshot_every": ["0", "never"],
     "keep": ["0", "-1", "two", "1.0", "9" * 30],
+    "keep_every": ["0", "1.5", "1h"],
+    "keep_best": ["", "loss", "loss:min", "loss:low:3", "loss:min:0", "loss:max:x", ":min:1", "a b:min:1", "l:min:1:2"],
     "hang_floor": ["60", "0s", "soon"],
     "idle_timeout": ["1800"],
     "hang_timeout": ["off"],
     "max_restarts": ["-1", "many"],
     "max_time_without_progress": ["1 month"],
     "store_patience": ["-10s"],
+    "save_bandwidth": ["", "200", "200MB", "25Mb/s", "999B/s", "0MB/s", "fast", "-1MB/s", "9999999TB/s", "1 XB/s"],
     "grace": ["30"],
     "journal": ["", "\x1b[31m"],
     "termination_log": [""],
@@ -55,19 +58,22 @@ def test_the_settings_are_few_and_these() -> None:
         "every",
         "snapshot_every",
         "keep",
+        "keep_every",
+        "keep_best",
         "hang_floor",
         "idle_timeout",
         "hang_timeout",
         "max_restarts",
         "max_time_without_progress",
         "store_patience",
+        "save_bandwidth",
         "grace",
         "journal",
         "termination_log",
         "fresh",
         "observe",
     ]
-    assert RUN_SETTINGS == ("checkpoints", "every", "snapshot_every", "keep")
+    assert RUN_SETTINGS == ("checkpoints", "every", "snapshot_every", "keep", "keep_every", "keep_best")
     assert settings.flag("max_restarts") == "--max-restarts"
     assert settings.variable("max_restarts") == "RESILIENT_MAX_RESTARTS"
 
@@ -267,6 +273,26 @@ def test_a_wrong_argument_of_run_is_refused(given: dict[str, object], why: str) 
     """The training script learns at once, in the worker."""
     with pytest.raises(SettingsError, match=why):
         settings.run_texts(given)
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "shown"),
+    [
+        ("200MB/s", 200_000_000, "200MB/s"),
+        ("1GiB/s", 1 << 30, "1GiB/s"),
+        ("1.5 GB/s", 1_500_000_000, "1500MB/s"),
+        ("5000B/s", 5000, "5kB/s"),
+        ("12345B/s", 12345, "12345B/s"),
+        ("64KB/s", 64_000, "64kB/s"),
+        ("none", None, "none"),
+    ],
+)
+def test_a_bandwidth_has_a_unit(text: str, count: int | None, shown: str) -> None:
+    """What is shown reads back the same."""
+    for given in (text, shown):
+        effective = of_environment(RESILIENT_SAVE_BANDWIDTH=given)
+        assert effective.settings.save_bandwidth == count
+        assert effective.text("save_bandwidth") == shown
 
 
 # What people see.

@@ -14,9 +14,11 @@ import pytest
 from faulty_store import FaultyFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
+from resilient.checkpoint.direct import PIECE
 from resilient.checkpoint.files import Entry, Store, check_name
 from resilient.checkpoint.store import display_url, open_store
 from resilient.checkpoint.store_errors import Answered, Denied, Exists, Full, Missing, Unreachable, explain
+from resilient.checkpoint.throttle import Throttle
 from resilient.errors import CheckpointError, SettingsError, StoreError
 
 
@@ -30,7 +32,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
 def test_what_is_written_can_be_read(store: Store) -> None:
     """Every way of writing and reading agrees."""
     store.create("a/b.json", b"small")
-    store.write_file("c/large", iter([b"123", b"", b"4567"]), 7)
+    store.write_file("c/large", memoryview(b"1234567"))
     store.replace("mark", b"one")
     store.replace("mark", b"two")
     buffer = bytearray(7)
@@ -94,16 +96,25 @@ def test_what_is_too_long_or_of_another_size_is_not_read(store: Store) -> None:
         store.read("b", 4)
 
 
-def test_a_write_that_is_broken_off_leaves_no_file(store: Store) -> None:
+class Broken(Throttle):
+    """It lets some pieces pass."""
+
+    passing = 2
+
+    def take(self, count: int) -> None:
+        self.passing -= 1
+        if self.passing < 0:
+            raise CheckpointError("the rest is gone")
+
+
+@pytest.mark.parametrize("url", ["directory", "faulty://run"])
+def test_a_write_that_is_broken_off_leaves_no_file(tmp_path: Path, url: str) -> None:
     """Half an image must not look like one."""
-
-    def chunks() -> Iterator[bytes]:
-        yield b"half"
-        raise CheckpointError("the rest is gone")
-
+    FaultyFileSystem.reset()
+    store = open_store(str(tmp_path / "run") if url == "directory" else url, throttle=Broken())
     with pytest.raises(CheckpointError, match="the rest is gone"):
-        store.write_file("c/large", chunks(), 8)
-    assert not store.exists("c/large")
+        store.write_file("c/large", memoryview(bytearray(5 * PIECE)))
+    assert store.list(".") == ()
 
 
 HOSTILE = [
@@ -119,7 +130,7 @@ def test_hostile_names_are_refused(store: Store, name: str) -> None:
         lambda: check_name(name),
         lambda: store.create(name, b""),
         lambda: store.replace(name, b""),
-        lambda: store.write_file(name, [], 0),
+        lambda: store.write_file(name, memoryview(b"")),
         lambda: store.read(name, 1),
         lambda: list(store.chunks(name)),
         lambda: store.delete(name),

@@ -110,7 +110,8 @@ def test_while_the_last_step_is_saved(folder: Folder) -> None:
 def test_while_the_exit_is_put_on_record(folder: Folder) -> None:
     """SIGTERM while a record is tried again and again: the exit is the one of leaving, and it comes in time."""
     script = folder.script(HEAD + BREAK + "lose('503')\n" + DEVICE)
-    with folder.start("--checkpoints", url(folder), script, RESILIENT_GRACE_S="4") as running:
+    environ = {"RESILIENT_GRACE_S": "4", "RESILIENT_STORE_PATIENCE": "1000s"}  # only the grace ends the tries
+    with folder.start("--checkpoints", url(folder), script, **environ) as running:
         running.until("another node")
         until_phase(running, "recording")
         running.signal(signal.SIGTERM)

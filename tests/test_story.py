@@ -190,6 +190,16 @@ def test_pieces_that_are_missing_or_came_twice(tmp_path: Path) -> None:
     assert story.highest_step == 60
 
 
+def test_what_automatic_cadences_came_to_is_told(crashed: Path) -> None:
+    """The last word of them, and only of those that are automatic."""
+    assert "Automatic" not in sentences(read_story(str(crashed), now_s=LATER))
+    with recording(crashed, at=500.0) as recorder:
+        recorder.write("cadence", 501.0, memory_s=1.0, durable_s=70.0, mttf_s=11160.0)
+        recorder.write("cadence", 502.0, memory_s=10.5, durable_s=None, mttf_s=11160.0)
+    told = sentences(read_story(str(crashed), now_s=LATER))
+    assert "Automatic: a snapshot every 10.5 s, as a failure is expected every 186 min." in told
+
+
 def test_only_the_newest_run_is_told(tmp_path: Path, crashed: Path) -> None:
     """A journal directory may have served an earlier run."""
     with recording(crashed, at=500.0, run="r2") as recorder:
@@ -335,11 +345,11 @@ json_values = st.recursive(
 NAMES = [
     "event", "next", "commands", "attempt", "launch", "rank", "step", "name", "refused", "text", "why", "do", "code",
     "run", "pod", "submission", "command", "ranks", "type", "hang", "silent_s", "verdict", "memory_used",
-    "memory_limit", "oom_kills", "shm_used_fraction", "stall_s", "by",
+    "memory_limit", "oom_kills", "shm_used_fraction", "stall_s", "by", "memory_s", "durable_s", "mttf_s",
 ]  # fmt: skip
 KINDS = [
     "start", "event", "workers", "hello", "restore", "restored", "first_step", "snapshot", "checkpoint", "save_failed",
-    "sample", "stacks", "note", "exit", "unheard of",
+    "cadence", "sample", "stacks", "note", "exit", "unheard of",
 ]  # fmt: skip
 TYPES = ["Advanced", "WorkerEnded", "HangFound", "Opened", "Committed", "Collected", "StartWorkers", "Announce", "Exit"]
 parts = st.dictionaries(st.sampled_from(NAMES), json_values, max_size=4)

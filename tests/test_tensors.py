@@ -4,13 +4,14 @@
 import re
 import warnings
 from collections import OrderedDict
+from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given, settings
 from trees import DTYPES, raw, same, states
 
-from resilient.checkpoint.tensors import Flat, flatten, tensor_of, unflatten
+from resilient.checkpoint.tensors import Flat, Known, flatten, tensor_of, unflatten
 from resilient.errors import CheckpointError
 
 
@@ -21,6 +22,36 @@ def test_states_come_back(state: object) -> None:
     back = unflatten(flatten(state))
     assert same(back, unflatten(flatten(back)))
     assert flatten(back).objects == flatten(state).objects
+
+
+CHANGES: dict[str, Callable[[torch.Tensor], object]] = {
+    "transposed": lambda tensor: tensor.t_(),
+    "smaller": lambda tensor: tensor.resize_(2, 2),
+    "a dimension more": lambda tensor: tensor.unsqueeze_(0),
+    "moved": lambda tensor: setattr(tensor, "data", tensor.data.clone()),
+    "beginning later": lambda tensor: tensor.set_(tensor.untyped_storage(), 1, (2,), (2,)),
+    "of another dtype": lambda tensor: setattr(tensor, "data", tensor.data.view(torch.int64)),
+    "conjugate": lambda tensor: setattr(tensor, "data", tensor.data.conj()),
+    "emptied": lambda tensor: tensor.untyped_storage().resize_(0),
+    "with other bits": lambda tensor: tensor.mul_(2),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_known_of_a_tensor_is_forgotten_when_it_changes(change: str) -> None:
+    """A tensor that stays the same object, at the same place, can still be read in another way."""
+    tensor = (torch.arange(6.0) * (1 + 1j)).reshape(2, 3)
+    state, known = {"it": tensor, "same": tensor, "other": torch.ones(2)}, Known()
+    for _ in range(2):
+        first = flatten(state, known=known)
+    CHANGES[change](tensor)
+    found, fresh = flatten(state, known=known), flatten(state)
+    if change != "emptied":  # nothing is left to be compared
+        assert same(unflatten(found), unflatten(fresh))
+    assert found.tensors.keys() == fresh.tensors.keys() == first.tensors.keys()
+    assert found.aliases == fresh.aliases == {"state.same": "state.it"}
+    assert found.tensors["state.it"].stride() == tensor.stride()
+    assert found.tensors["state.other"] is first.tensors["state.other"]
 
 
 def test_names_are_paths() -> None:

@@ -7,7 +7,8 @@ import pytest
 
 from resilient.checkpoint.requests import Failed, Reply, Save, Saved
 from resilient.core.cadence import Cadence, Every
-from resilient.link.board import ENTERED, SNAPSHOT_SLOT, SNAPSHOT_STEP, Board, SlotRecord, row_base
+from resilient.link.board import ENTERED, SNAPSHOT_SLOT, SNAPSHOT_STEP, SPILL, Board, Extent, SlotRecord, row_base
+from resilient.link.messages import NotTaken, Taken
 from resilient.supervisor.tiers import RETRY_S, Tiers
 
 CADENCE = Cadence(durable=Every(steps=20), memory=Every(steps=5), has_store=True)
@@ -35,18 +36,26 @@ class Desk:
         self.tiers.can_save = True
         self.tiers.train(CADENCE, step)
 
-    def pass_boundary(self, step: int, now: float = 0.0) -> bool:
-        """The worker comes to the boundary of a step; whether a snapshot is taken there."""
+    def come_to(self, step: int, now: float = 0.0) -> int | None:
+        """The worker comes to the boundary of a step; the slot that is ordered there."""
         self.board.words[row_base(0) + ENTERED] = step
         self.tiers.tick(now)
-        if self.board.words[SNAPSHOT_STEP] != step:
+        return self.board.words[SNAPSHOT_SLOT] if self.board.words[SNAPSHOT_STEP] == step else None
+
+    def pass_boundary(self, step: int, now: float = 0.0) -> bool:
+        """Whether a snapshot is taken at the boundary of a step."""
+        slot = self.come_to(step, now)
+        if slot is None:
             return False
-        slot = self.board.words[SNAPSHOT_SLOT]
-        record = SlotRecord(slot=slot, attempt=self.tiers.attempt, step=step, size=8, digest=f"xxh3_128:{step:032x}")
-        self.board.void(0, slot)
-        self.board.publish(0, record)
-        self.tiers.taken(0, step, slot, 0.0, now)
+        self.take(step, slot, now)
         return True
+
+    def take(self, step: int, slot: int, now: float = 0.0) -> None:
+        """The worker has its snapshot."""
+        tensors, own = (Extent(size=8, digest=f"xxh3_128:{step:031x}{kind}") for kind in (0, 1))
+        self.board.void(0, slot)
+        self.board.publish(0, SlotRecord(slot=slot, attempt=self.tiers.attempt, step=step, tensors=tensors, own=own))
+        self.tiers.taken(0, Taken(step=step, slot=slot, stall_s=0.0), now)
 
     def answer(self, *, ok: bool) -> Save:
         """The store answers the oldest request."""
@@ -106,3 +115,63 @@ def test_a_checkpoint_that_was_refused_does_not_count_as_durable(desk: Desk) -> 
     assert desk.settled == []
     assert desk.answer(ok=True).step == 45
     assert desk.settled == [45]
+
+
+def test_what_is_saved_is_what_lies_in_the_slot(desk: Desk) -> None:
+    """The saver is given both images of every rank, as the worker has sealed them."""
+    assert desk.pass_boundary(20)
+    save = desk.answer(ok=True)
+    assert save.records == (desk.board.record(0, save.records[0].slot),)
+    assert (save.world_size, save.attempt, save.step) == (1, 1, 20)
+
+
+def test_a_snapshot_that_will_be_possible_soon_is_ordered_again(desk: Desk) -> None:
+    """What had to become durable is not put off to the next time that it is due."""
+    slot = desk.come_to(20)
+    assert slot is not None
+    desk.tiers.missed(0, NotTaken(step=20, slot=slot, why="memory is being made ready", soon=True), 0.0)
+    assert desk.pass_boundary(21)
+    assert desk.answer(ok=True).step == 21
+
+
+def test_where_memory_is_full_only_what_is_saved_is_taken_through_the_disk(desk: Desk) -> None:
+    """Each slot says so once; from then on no snapshot is taken for memory alone."""
+    for step in (5, 10):
+        slot = desk.come_to(step)
+        assert slot in (0, 1)
+        desk.tiers.missed(0, NotTaken(step=step, slot=slot, why="no room", full=True), 0.0)
+    assert [desk.come_to(step) for step in (11, 15, 19)] == [None] * 3
+    assert desk.come_to(20) == SPILL
+    desk.take(20, SPILL)
+    assert desk.come_to(40) is None  # it is still being saved
+    assert desk.answer(ok=True).records[0].slot == SPILL
+    assert desk.come_to(60) == SPILL
+
+
+def test_new_workers_find_out_again_whether_memory_is_full(desk: Desk) -> None:
+    """Whatever had taken it may have ended with the attempt before."""
+    for step in (5, 10):
+        slot = desk.come_to(step)
+        desk.tiers.missed(0, NotTaken(step=step, slot=slot or 0, why="no room", full=True), 0.0)
+    desk.launch(2, 10)
+    assert desk.come_to(15) in (0, 1)
+
+
+def test_a_checkpoint_is_read_into_what_holds_nothing_that_is_needed(desk: Desk) -> None:
+    """Neither the newest snapshot nor the one that is being saved is written over."""
+    assert desk.pass_boundary(20)
+    busy = {desk.asked[0][0].records[0].slot}
+    assert desk.tiers.slots.free() in {0, 1} - busy
+    assert desk.pass_boundary(25)
+    assert desk.tiers.slots.free() is None
+
+
+def test_what_was_refused_is_no_snapshot(desk: Desk) -> None:
+    """Its slot is free again, and it is not saved later."""
+    assert desk.pass_boundary(25)
+    (only,) = desk.tiers.candidates()
+    assert only.slot is not None
+    desk.tiers.slots.void(only.slot)
+    assert desk.tiers.candidates() == []
+    desk.tiers.settle(0.0)
+    assert (desk.asked, desk.settled) == ([], [0])

@@ -3,7 +3,6 @@
 
 import contextlib
 import errno
-import functools
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,14 +13,20 @@ from faulty_store import FaultyFileSystem
 from resilient.checkpoint import layout
 from resilient.checkpoint.digest import digest
 from resilient.checkpoint.files import Store
-from resilient.checkpoint.layout import AttemptRecord, Debit, FileRecord, FinishedMark, Manifest
+from resilient.checkpoint.layout import AttemptRecord, Debit, FileRecord, FinishedMark, Manifest, RankFiles
 from resilient.checkpoint.store import open_store
 from resilient.checkpoint.store_errors import Denied, Exists, Full, Unreachable
 from resilient.checkpoint.survey import Survey, read_manifest, survey
-from resilient.checkpoint.vault import Corrupt, Image, Vault
+from resilient.checkpoint.vault import Corrupt, Vault
+from resilient.core.retention import Rules
 from resilient.errors import CheckpointError, StoreError
 
-IMAGES = (b"first" * 10, b"second" * 10)
+RANKS = tuple(RankFiles(tensors=layout.tensors_file(0), own=layout.rank_file(rank)) for rank in (0, 1))
+IMAGES = {
+    layout.tensors_file(0): b"shared" * 100,
+    layout.rank_file(0): b"first" * 10,
+    layout.rank_file(1): b"second" * 10,
+}
 
 
 @pytest.fixture(params=["directory", "faulty"])
@@ -45,22 +50,17 @@ def manifest(vault: Vault, attempt: int, step: int, began_from: str | None = Non
         attempt=attempt,
         step=step,
         began_from=began_from,
-        world_size=len(IMAGES),
-        files=tuple(
-            FileRecord(rank=rank, file=layout.rank_file(rank), size=len(image), digest=digest(image))
-            for rank, image in enumerate(IMAGES)
-        ),
+        world_size=len(RANKS),
+        ranks=RANKS,
+        files=tuple(FileRecord(file=name, size=len(image), digest=digest(image)) for name, image in IMAGES.items()),
         created_s=1.0,
         versions={},
         determinism={},
     )
 
 
-def images() -> list[Image]:
-    return [
-        Image(rank=rank, size=len(image), digest=digest(image), chunks=functools.partial(iter, [image]))
-        for rank, image in enumerate(IMAGES)
-    ]
+def images() -> dict[str, memoryview]:
+    return {name: memoryview(bytearray(image)) for name, image in IMAGES.items()}
 
 
 def save(vault: Vault, attempt: int, step: int, check: Callable[[], None] = lambda: None) -> str:
@@ -105,9 +105,10 @@ def test_what_is_saved_can_be_found_and_verified(vault: Vault) -> None:
     assert [save(vault, 1, 5), save(vault, 1, 10), save(vault, 2, 7)] == ["1-5", "1-10", "2-7"]
     assert names(vault) == ["2-7", "1-10", "1-5"]
     found = vault.verify("2-7")
-    buffer = bytearray(len(IMAGES[1]))
-    vault.read_image("2-7", found.files[1], memoryview(buffer))
-    assert bytes(buffer) == IMAGES[1]
+    for file in found.files:
+        buffer = bytearray(file.size)
+        vault.read_image("2-7", file, memoryview(buffer))
+        assert bytes(buffer) == IMAGES[file.file]
     assert look(vault).ever_committed
 
 
@@ -120,12 +121,13 @@ def test_every_save_has_a_directory_of_its_own(vault: Vault) -> None:
     assert names(vault) == ["1-5.2", "1-5.1"]
 
 
+@pytest.mark.parametrize("image", ["rank-1.safetensors", "tensors-0.safetensors"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "longer", "missing", "manifest", "foreign", "moved"])
-def test_damage_is_found_and_the_one_before_is_used(vault: Vault, damage: str) -> None:
+def test_damage_is_found_and_the_one_before_is_used(vault: Vault, damage: str, image: str) -> None:
     """Whatever happens to a checkpoint's bytes, it is not loaded, and the others are."""
     save(vault, 1, 4)
     save(vault, 1, 5)
-    store, file = vault.store, "checkpoints/1-5/rank-1.safetensors"
+    store, file = vault.store, f"checkpoints/1-5/{image}"
     data = store.read(file, 1 << 20)
     text = store.read("checkpoints/1-5/manifest.json", 1 << 20)
     victim = "checkpoints/1-5/manifest.json" if damage in ("manifest", "foreign") else file
@@ -148,7 +150,7 @@ def test_damage_is_found_and_the_one_before_is_used(vault: Vault, damage: str) -
     if damage == "flip":  # its size is right: only reading it all tells
         assert usable == ["1-5", "1-4"]
         with pytest.raises(Corrupt, match="digest differs"):
-            vault.read_image("1-5", read_manifest(vault.store, "1-5").files[1], memoryview(bytearray(len(data))))
+            vault.read_image("1-5", read_manifest(vault.store, "1-5").file(image), memoryview(bytearray(len(data))))
     else:
         assert usable == (["1-5", "1-4"] if damage == "moved" else ["1-4"])
         assert len(found.set_aside) == 1
@@ -160,10 +162,11 @@ def test_damage_is_found_and_the_one_before_is_used(vault: Vault, damage: str) -
 
 def test_memory_that_changed_is_not_saved(vault: Vault) -> None:
     """The worker's digest is checked on the way; nothing of it stays."""
-    wrong = [images()[0], Image(rank=1, size=60, digest=digest(IMAGES[1]), chunks=lambda: iter([b"x" * 60]))]
-    with pytest.raises(Corrupt, match="changed in memory"):
-        vault.save(manifest(vault, 1, 5), wrong, lambda: None)
-    assert vault.store.list("checkpoints") == ()
+    for name in IMAGES:
+        for changed in (IMAGES[name][:-1] + b"x", IMAGES[name][:-1]):
+            with pytest.raises(Corrupt, match=f"cannot save {name}: it changed in memory"):
+                vault.save(manifest(vault, 1, 5), {**images(), name: memoryview(changed)}, lambda: None)
+            assert vault.store.list("checkpoints") == ()
 
 
 def test_a_run_that_was_lost_is_not_committed_to(vault: Vault) -> None:
@@ -241,7 +244,7 @@ def test_a_fresh_history_leaves_the_old_one_alone(vault: Vault) -> None:
     assert (found.fresh_from, found.fresh_by, found.next_attempt) == (2, "sub", 3)
     save(vault, 2, 1)
     save(vault, 2, 2)
-    pruned = vault.prune(manifest(vault, 2, 2), keep=1, fresh_from=2)
+    pruned = vault.prune(2, Rules(keep=1), fresh_from=2)
     assert pruned.deleted == ("2-1",)
     vault.verify("1-5")
 
@@ -253,7 +256,7 @@ def test_pruning_keeps_the_last_and_clears_leftovers(vault: Vault) -> None:
     for left in ("1-9", "2-4"):
         vault.store.create(f"checkpoints/{left}/rank-0.safetensors", b"half")
     vault.store.create("checkpoints/notes/todo.txt", b"the user's own")
-    pruned = vault.prune(manifest(vault, 1, 3), keep=1, fresh_from=0, in_use=["1-1"])
+    pruned = vault.prune(1, Rules(keep=1), fresh_from=0, in_use=["1-1"])
     assert set(pruned.deleted) == {"1-2", "1-9"}
     assert {entry.name.split("/")[1] for entry in vault.store.list("checkpoints")} == {"1-1", "1-3", "2-4", "notes"}
 
@@ -271,11 +274,11 @@ def test_a_pruning_that_fails_is_no_error() -> None:
             raise PermissionError("no")
 
     FaultyFileSystem.fault = staticmethod(deny)
-    pruned = vault.prune(manifest(vault, 1, 2), keep=1, fresh_from=0)
+    pruned = vault.prune(1, Rules(keep=1), fresh_from=0)
     assert pruned.deleted == ()
     assert len(pruned.failed) == 1
     FaultyFileSystem.fault = staticmethod(lambda operation, path: None)
-    assert vault.prune(manifest(vault, 1, 2), keep=1, fresh_from=0).deleted == ("1-1",)
+    assert vault.prune(1, Rules(keep=1), fresh_from=0).deleted == ("1-1",)
     FaultyFileSystem.reset()
 
 

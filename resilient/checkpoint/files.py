@@ -14,7 +14,7 @@ from __future__ import annotations
 import abc
 import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -59,8 +59,9 @@ class Store(abc.ABC):
         """Write a small file, in one instant, whether there was one or not."""
 
     @abc.abstractmethod
-    def write_file(self, name: str, chunks: Iterable[bytes], size: int) -> None:
-        """Write a large file of ``size`` bytes into a fresh directory; nothing is published if ``chunks`` raises."""
+    def write_file(self, name: str, data: memoryview) -> None:
+        """Write a large file into a fresh directory; nothing is published if that fails. ``data`` may be shared memory,
+        which begins on a page."""
 
     @abc.abstractmethod
     def read(self, name: str, limit: int) -> bytes:

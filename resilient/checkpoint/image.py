@@ -28,11 +28,11 @@ import torch
 from resilient.checkpoint.tensors import FORMAT_DTYPES, RAW_DTYPES, Flat
 from resilient.checkpoint.untrusted import Json, list_of, object_of, parse_json, shape_of, size_of, text_of
 from resilient.errors import CheckpointError
+from resilient.link.board import PAGE_BYTES
 
 Buffer: TypeAlias = bytearray | memoryview | mmap
 
 VERSION: Final = "1"
-PAGE_BYTES: Final = 4096
 MAX_HEADER_BYTES: Final = 64 << 20
 _LENGTH_BYTES: Final = 8
 _METADATA: Final = "__metadata__"
@@ -68,6 +68,8 @@ class Layout:
     """Everything before the tensors."""
     spans: Mapping[str, Span]
     size_bytes: int
+    metadata: Mapping[str, str]
+    """What the header says besides the tensors."""
 
     @property
     def header_bytes(self) -> int:
@@ -77,32 +79,58 @@ class Layout:
 
 def plan(flat: Flat, previous: Layout | None = None) -> Layout:
     """Lay out an image of ``flat``, with the tensors where ``previous`` has them if that is possible."""
+    metadata = _metadata(flat)
+    if previous is not None and previous.metadata == metadata and _same_tensors(flat, previous.spans):
+        return previous  # large models have thousands of tensors, and training waits for this
     relative = _place(flat)
     data_bytes = max((span.end for span in relative.values()), default=0)
-    text = _header_text(flat, relative)
+    entries = {name: _entry(span) for name, span in relative.items()}
+    text = json.dumps({_METADATA: metadata, **entries}, separators=(",", ":")).encode("ascii")
     capacity = _capacity(_LENGTH_BYTES + len(text), previous)
     length = capacity - _LENGTH_BYTES
     return Layout(
         header=length.to_bytes(_LENGTH_BYTES, "little") + text.ljust(length),
         spans={name: _moved(span, capacity) for name, span in relative.items()},
         size_bytes=capacity + data_bytes,
+        metadata=metadata,
     )
+
+
+def places(layout: Layout, buffer: Buffer) -> dict[str, torch.Tensor]:
+    """Where each tensor of an image lies in exactly ``layout.size_bytes`` bytes, as tensors that share their memory."""
+    view = _whole(layout, buffer)
+    return {name: _tensor(view, span) for name, span in layout.spans.items()}
+
+
+def targets(
+    flat: Flat, layout: Layout, buffer: Buffer, known: Mapping[str, torch.Tensor] | None = None
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Write the header, and give each tensor of ``flat`` with the place that it is to be copied to.
+
+    ``known``: the ``places`` of this very layout in this very buffer, where they are known already.
+    """
+    view = _whole(layout, buffer)
+    view[: layout.header_bytes] = layout.header
+    if not _same_tensors(flat, layout.spans):
+        raise CheckpointError("cannot write image: its tensors have changed since it was planned; do plan it again")
+    found = places(layout, view) if known is None else known
+    return [(tensor, found[name]) for name, tensor in flat.tensors.items()]
 
 
 def write(flat: Flat, layout: Layout, buffer: Buffer) -> None:
     """Copy the state that ``layout`` was planned for, from its devices into exactly ``layout.size_bytes`` bytes."""
+    for source, target in targets(flat, layout, buffer):
+        target.copy_(source)
+
+
+def _whole(layout: Layout, buffer: Buffer) -> memoryview:
     view = memoryview(buffer).cast("B")
     if view.readonly or len(view) != layout.size_bytes:
         raise CheckpointError(
             f"cannot write image: it needs {layout.size_bytes} writable bytes and got {len(view)}; "
             "do give it the view that its layout asks for"
         )
-    view[: layout.header_bytes] = layout.header
-    for name, span in layout.spans.items():
-        tensor = flat.tensors[name]
-        if (tensor.dtype, tuple(tensor.shape)) != (span.dtype, span.shape):
-            raise CheckpointError(f"cannot write image: {name} has changed since it was planned; do plan it again")
-        _tensor(view, span).copy_(tensor)
+    return view
 
 
 def read(buffer: Buffer) -> Flat:
@@ -146,17 +174,23 @@ def _moved(span: Span, distance: int) -> Span:
     return Span(dtype=span.dtype, shape=span.shape, offset=span.offset + distance)
 
 
-def _header_text(flat: Flat, spans: Mapping[str, Span]) -> bytes:
-    raw = {name: _RAW_NAMES[span.dtype] for name, span in spans.items() if span.dtype in _RAW_NAMES}
-    metadata = {
+def _same_tensors(flat: Flat, spans: Mapping[str, Span]) -> bool:
+    if flat.tensors.keys() != spans.keys():
+        return False
+    return all(
+        spans[name].dtype is tensor.dtype and spans[name].shape == tensor.shape for name, tensor in flat.tensors.items()
+    )
+
+
+def _metadata(flat: Flat) -> dict[str, str]:
+    raw = {name: _RAW_NAMES[tensor.dtype] for name, tensor in flat.tensors.items() if tensor.dtype in _RAW_NAMES}
+    return {
         "format": "pt",  # what other readers of safetensors files look for
         "resilient": VERSION,
         "objects": flat.objects,
         "aliases": json.dumps(dict(flat.aliases), separators=(",", ":")),
         "dtypes": json.dumps(raw, separators=(",", ":")),
     }
-    entries = {name: _entry(span) for name, span in spans.items()}
-    return json.dumps({_METADATA: metadata, **entries}, separators=(",", ":")).encode("ascii")
 
 
 def _entry(span: Span) -> dict[str, Json]:
@@ -193,7 +227,7 @@ def _parse(view: memoryview) -> Flat:
     spans = {name: _span(name, entry, raw, header_bytes) for name, entry in entries.items()}
     _check_coverage(spans, header_bytes, len(view))
     aliases = _names(metadata, "aliases")
-    if not (raw.keys() <= spans.keys() and spans.keys().isdisjoint(aliases) and spans.keys() >= {*aliases.values()}):
+    if not (raw.keys() <= spans.keys() and spans.keys().isdisjoint(aliases)):
         raise ValueError("its metadata speaks of tensors that are not there")
     tensors = {name: _tensor(view, span) for name, span in spans.items()}
     return Flat(tensors=tensors, aliases=aliases, objects=text_of(metadata.get("objects")))

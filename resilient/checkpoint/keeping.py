@@ -11,21 +11,24 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from resilient import retry
 from resilient.checkpoint import layout
-from resilient.checkpoint.files import CHUNK, Store
+from resilient.checkpoint.arena import Slot
+from resilient.checkpoint.files import Store
 from resilient.checkpoint.holder import Holder, machine, process
-from resilient.checkpoint.layout import AttemptRecord, FileRecord, Manifest, RunRecord
+from resilient.checkpoint.layout import AttemptRecord, FileRecord, Manifest, RankFiles, RunRecord
 from resilient.checkpoint.lease import RENEW_S
 from resilient.checkpoint.lock import Lock, acquire
 from resilient.checkpoint.requests import (
     CheckpointRef,
     Claim,
     Done,
+    Fetch,
+    Fetched,
     Finish,
     Open,
     Opened,
@@ -35,12 +38,13 @@ from resilient.checkpoint.requests import (
     Save,
     Saved,
     Ship,
-    SlotFile,
 )
 from resilient.checkpoint.store import open_store
-from resilient.checkpoint.survey import Survey, survey
-from resilient.checkpoint.vault import Image, Vault
+from resilient.checkpoint.survey import Survey, read_manifest, survey
+from resilient.checkpoint.throttle import Throttle
+from resilient.checkpoint.vault import Vault
 from resilient.errors import CheckpointError, StoreError
+from resilient.link.board import SPILL, Extent, SlotRecord
 
 T = TypeVar("T")
 
@@ -66,7 +70,10 @@ class Keeping:
     def __init__(self, slots: Mapping[int, Sequence[int]]) -> None:
         self.leaving = threading.Event()
         """Set when nobody waits for answers any more: no operation is tried again."""
-        self._slots = slots
+        self._slots = {
+            rank: [Slot.from_fd(fd, on_disk=number == SPILL) for number, fd in enumerate(fds)]
+            for rank, fds in slots.items()
+        }
         self._held: _Held | None = None
         self._closed = threading.Event()
 
@@ -78,6 +85,8 @@ class Keeping:
             raise CheckpointError(f"cannot {type(request).__name__.lower()}: no run is open; send Open first")
         if isinstance(request, Save):
             return self._save(self._held, request)
+        if isinstance(request, Fetch):
+            return self._fetch(self._held, request)
         self._small(request.patience_s, _operation(self._held, request))
         return Done(id=request.id)
 
@@ -101,7 +110,7 @@ class Keeping:
         if self._held is not None:
             raise CheckpointError("cannot open: this saver holds a run already; start another saver")
         layout.component(asked.submission, "submission")
-        store = open_store(asked.url)
+        store = open_store(asked.url, throttle=Throttle(bytes_per_s=asked.save_bandwidth, lifted=self.leaving))
         self._small(asked.patience_s, store.probe)
         lock = self._small(asked.patience_s, lambda: self._acquire(store, asked))
         vault = Vault(store, clock=time.time)
@@ -137,6 +146,7 @@ class Keeping:
 
     def _save(self, held: _Held, asked: Save) -> Saved:
         begun_s = time.monotonic()
+        ranks, files = _name_files(asked.records)
         manifest = Manifest(
             run=held.run.id,
             submission=held.asked.submission,
@@ -144,38 +154,77 @@ class Keeping:
             step=asked.step,
             began_from=asked.began_from,
             world_size=asked.world_size,
-            files=tuple(
-                FileRecord(rank=file.rank, file=layout.rank_file(file.rank), size=file.size, digest=file.digest)
-                for file in asked.files
-            ),
+            ranks=ranks,
+            files=tuple(files.values()),
             created_s=time.time(),
             versions=asked.versions,
             determinism=asked.determinism,
+            metrics=asked.metrics,
         )
-        images = [self._image(file) for file in asked.files]
+        images = self._images(asked.records, ranks)
         name = retry.store_save(asked.patience_s, self.leaving)(
             lambda: held.vault.save(manifest, images, held.lock.check)
         )
+        committed_s = time.monotonic()
         held.committed.add(asked.attempt)
         in_use = {*asked.in_use, *_fallback(held)}
-        pruned = held.vault.prune(manifest, keep=held.asked.keep, fresh_from=held.fresh_from, in_use=in_use)
+        pruned = held.vault.prune(asked.attempt, asked.rules, fresh_from=held.fresh_from, in_use=in_use)
         return Saved(
             id=asked.id,
             name=name,
             attempt=asked.attempt,
             step=asked.step,
-            size_bytes=sum(file.size for file in asked.files),
-            seconds=time.monotonic() - begun_s,
+            size_bytes=sum(file.size for file in manifest.files),
+            seconds=committed_s - begun_s,
+            prune_s=time.monotonic() - committed_s,
             pruned=pruned.deleted,
             not_pruned=pruned.failed,
         )
 
-    def _image(self, file: SlotFile) -> Image:
-        fds = self._slots.get(file.rank, ())
-        if not 0 <= file.slot < len(fds):
-            raise CheckpointError(f"cannot save: rank {file.rank} has no slot {file.slot}")
-        fd = fds[file.slot]
-        return Image(rank=file.rank, size=file.size, digest=file.digest, chunks=lambda: _slot_chunks(fd, file.size))
+    def _images(self, records: Sequence[SlotRecord], ranks: Sequence[RankFiles]) -> dict[str, memoryview]:
+        images: dict[str, memoryview] = {}
+        for rank, (record, files) in enumerate(zip(records, ranks, strict=True)):
+            view = self._slot(rank, record.slot).view(record.size)
+            images.setdefault(files.tensors, view[: record.tensors.size])
+            images[files.own] = view[record.own_offset :]
+        return images
+
+    def _slot(self, rank: int, number: int) -> Slot:
+        slots = self._slots.get(rank, ())
+        if not 0 <= number < len(slots):
+            raise CheckpointError(f"cannot use slot {number} of rank {rank}: there is none")
+        return slots[number]
+
+    def _fetch(self, held: _Held, asked: Fetch) -> Fetched:
+        begun_s = time.monotonic()
+        patient = retry.store_small(asked.patience_s, self.leaving)
+        manifest = patient(read_manifest, held.vault.store, asked.name)
+        if manifest.world_size != asked.world_size:
+            raise CheckpointError(
+                f"cannot restore {asked.name}: saved by {_ranks(manifest.world_size)}, this run has "
+                f"{_ranks(asked.world_size)}; start with --nproc-per-node {manifest.world_size} or --fresh; "
+                "other numbers of ranks come with a later release"
+            )
+        records = [_record(manifest, rank, asked.slot) for rank in range(manifest.world_size)]
+        self._make_room(asked, records)
+        first: dict[str, tuple[int, SlotRecord]] = {}
+        for rank, (record, files) in enumerate(zip(records, manifest.ranks, strict=True)):
+            view = self._slot(rank, asked.slot).view(record.size)
+            tensors = view[: record.tensors.size]
+            if files.tensors in first:
+                _copy(self._slot(first[files.tensors][0], asked.slot).fd, tensors)
+            else:
+                first[files.tensors] = (rank, record)
+                patient(held.vault.read_image, asked.name, manifest.file(files.tensors), tensors)
+            patient(held.vault.read_image, asked.name, manifest.file(files.own), view[record.own_offset :])
+        return Fetched(id=asked.id, name=asked.name, records=tuple(records), seconds=time.monotonic() - begun_s)
+
+    def _make_room(self, asked: Fetch, records: Sequence[SlotRecord]) -> None:
+        available = None if asked.available_bytes is None else asked.available_bytes // len(records)
+        for rank, record in enumerate(records):
+            slot = self._slot(rank, asked.slot)
+            slot.check(record.size, available)
+            slot.reserve(record.size)
 
     def _pause(self, seconds: float) -> None:
         if self.leaving.wait(seconds):
@@ -241,14 +290,41 @@ def _segment(path: str) -> bytes:
     return segment
 
 
-def _slot_chunks(fd: int, size: int) -> Iterator[bytes]:
-    offset = 0
-    while offset < size:
-        chunk = os.pread(fd, min(CHUNK, size - offset), offset)
-        if not chunk:
-            return  # the vault compares size and digest
-        yield chunk
-        offset += len(chunk)
+def _name_files(records: Sequence[SlotRecord]) -> tuple[tuple[RankFiles, ...], dict[str, FileRecord]]:
+    """The files of every rank, and each file once: ranks with equal tensors share those of the lowest of them."""
+    ranks: list[RankFiles] = []
+    files: dict[str, FileRecord] = {}
+    names: dict[Extent, str] = {}
+    for rank, record in enumerate(records):
+        tensors = names.setdefault(record.tensors, layout.tensors_file(rank))
+        ranks.append(RankFiles(tensors=tensors, own=layout.rank_file(rank)))
+        for name, extent in ((tensors, record.tensors), (ranks[-1].own, record.own)):
+            files[name] = FileRecord(file=name, size=extent.size, digest=extent.digest)
+    return tuple(ranks), files
+
+
+def _record(manifest: Manifest, rank: int, slot: int) -> SlotRecord:
+    """Where the state of a rank will lie in its slot."""
+    files = manifest.ranks[rank]
+    tensors, own = (manifest.file(name) for name in (files.tensors, files.own))
+    return SlotRecord(
+        slot=slot,
+        attempt=manifest.attempt,
+        step=manifest.step,
+        tensors=Extent(size=tensors.size, digest=tensors.digest),
+        own=Extent(size=own.size, digest=own.digest),
+    )
+
+
+def _copy(fd: int, target: memoryview) -> None:
+    """Fill ``target`` from the beginning of a file in memory; a short file leaves what digests refuse."""
+    done = 0
+    while done < len(target) and (count := os.preadv(fd, [target[done:]], done)):
+        done += count
+
+
+def _ranks(count: int) -> str:
+    return "1 rank" if count == 1 else f"{count} ranks"
 
 
 def _opened(number: int, found: Survey, *, fresh: bool) -> Opened:

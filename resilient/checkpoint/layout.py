@@ -4,7 +4,8 @@
     run.json                                     RunRecord
     attempts/<attempt>.json                      AttemptRecord, created exclusively: the claim
     checkpoints/<attempt>-<step>[.<try>]/        fresh for every try at saving
-        rank-<rank>.safetensors
+        tensors-<rank>.safetensors           parameters and optimizer state, once for all ranks that have the same
+        rank-<rank>.safetensors              all that is the rank's own
         manifest.json                            Manifest; last, and only it makes a checkpoint
     journal/<submission>/<pod>/<number>.jsonl
     debits/<submission>/<index>/<attempt>.json   Debit
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeVar
 
 from resilient.core import wire
+from resilient.core.retention import METRICS, is_metric
 from resilient.errors import CheckpointError
 
 FORMAT: Final = 1
@@ -86,8 +88,13 @@ def checkpoint_path(name: str, file: str) -> str:
 
 
 def rank_file(rank: int) -> str:
-    """Name of a rank's image within its checkpoint."""
+    """Name of the image that is a rank's own."""
     return f"rank-{_natural(rank, 'rank')}.safetensors"
+
+
+def tensors_file(rank: int) -> str:
+    """Name of the image of parameters and optimizer state; ``rank``: the lowest that has these bytes."""
+    return f"tensors-{_natural(rank, 'rank')}.safetensors"
 
 
 def debits_path(submission: str, index: int) -> str:
@@ -138,12 +145,19 @@ class AttemptRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileRecord:
-    """One rank's image."""
+    """One image."""
 
-    rank: int
     file: str
     size: int
     digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankFiles:
+    """Which images are the state of one rank."""
+
+    tensors: str
+    own: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,12 +171,21 @@ class Manifest:
     step: int
     began_from: str | None
     world_size: int
+    ranks: tuple[RankFiles, ...]
+    """Of rank 0, 1, ..."""
     files: tuple[FileRecord, ...]
+    """Every file once."""
     created_s: float
     versions: Mapping[str, str]
     """Of python, torch and so on, for whoever has to read it in a year."""
     determinism: Mapping[str, str]
     """Settings under which its bits were made."""
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """What the training had measured last when it was taken."""
+
+    def file(self, name: str) -> FileRecord:
+        """Size and digest of a file that a rank has."""
+        return next(file for file in self.files if file.file == name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,6 +241,7 @@ def decode(data: bytes, kind: type[R], where: str) -> R:
         _check_ranges(record)
         if isinstance(record, Manifest):
             _check_files(record)
+            _check_metrics(record)
     except (ValueError, RecursionError, CheckpointError) as error:
         raise CheckpointError(f"cannot read {where}: {str(error)[:300]}; it was damaged or is not ours") from error
     return record
@@ -245,13 +269,33 @@ def _check_ranges(record: object) -> None:
 
 
 def _check_files(manifest: Manifest) -> None:
-    """Exactly one file for each rank, under the name that the rank's file has."""
-    count = len(manifest.files)
-    if count != manifest.world_size or [file.rank for file in manifest.files] != list(range(count)) or not count:
-        raise ValueError(f"it does not list the files of ranks 0 to {manifest.world_size - 1}, in order")
+    """Two files for each rank, under names that ranks' files have, and none that is nobody's."""
+    count = len(manifest.ranks)
+    if count != manifest.world_size or not count:
+        raise ValueError(f"it does not list the files of ranks 0 to {manifest.world_size - 1}")
+    for rank, files in enumerate(manifest.ranks):
+        if files.own != rank_file(rank) or not _is_tensors_file(files.tensors, rank):
+            raise ValueError(f"a file of rank {rank} has a foreign name")
     for file in manifest.files:
         _check_ranges(file)
-        if file.file != rank_file(file.rank):
-            raise ValueError(f"the file of rank {file.rank} has a foreign name")
         if not _DIGEST.fullmatch(file.digest):
-            raise ValueError(f"the digest of rank {file.rank} is malformed")
+            raise ValueError(f"the digest of {file.file[:80]!r} is malformed")
+    named = [name for files in manifest.ranks for name in (files.tensors, files.own)]
+    listed = [file.file for file in manifest.files]
+    if len(listed) != len(set(listed)) or set(listed) != set(named):
+        raise ValueError("its files are not those of its ranks")
+
+
+def _check_metrics(manifest: Manifest) -> None:
+    """Finite numbers, of either sign, under names that metrics have."""
+    if len(manifest.metrics) > METRICS:
+        raise ValueError(f"it has more than {METRICS} metrics")
+    for name, value in manifest.metrics.items():
+        if not (is_metric(name) and math.isfinite(value)):
+            raise ValueError(f"the metric {name[:80]!r} has a foreign name, or is no finite number")
+
+
+def _is_tensors_file(name: str, rank: int) -> bool:
+    """Whether the lowest rank that has these tensors may be the one in the name."""
+    match = re.fullmatch(rf"tensors-{_NUMBER}\.safetensors", name)
+    return match is not None and int(match[1]) <= rank

@@ -12,11 +12,13 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
+from resilient.checkpoint import direct
 from resilient.checkpoint.files import CHUNK, Entry, Store, check_name
 from resilient.checkpoint.store_errors import Answered, Missing, explain
+from resilient.checkpoint.throttle import Throttle
 from resilient.errors import CheckpointError
 
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
@@ -27,13 +29,14 @@ _NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errn
 _NO_DIRECTORY_SYNC: Final = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF})
 
 
-def open_directory(path: str, url: str) -> Store:
+def open_directory(path: str, url: str, throttle: Throttle | None = None) -> Store:
     """The store in the directory ``path``, which is made on the first write, not before."""
-    return _Directory(path, url)
+    return _Directory(path, url, throttle or Throttle())
 
 
 class _Directory(Store):
-    def __init__(self, path: str, url: str) -> None:
+    def __init__(self, path: str, url: str, throttle: Throttle) -> None:
+        self._throttle = throttle
         self.path = os.path.abspath(os.path.expanduser(path))
         self.url = url
         self._root = self.path
@@ -58,13 +61,13 @@ class _Directory(Store):
         with self._doing("create", name):
             full = self._full(name)
             fresh = f"{full}.{secrets.token_hex(4)}"
-            self._write(fresh, (data,))
+            self._write(fresh, lambda fd: _write_small(fd, data))
             try:
                 os.link(fresh, full)
             except OSError as error:
                 if error.errno not in _NO_LINKS:
                     raise
-                self._write(full, (data,))
+                self._write(full, lambda fd: _write_small(fd, data))
             finally:
                 os.unlink(fresh)
             _sync_directory(os.path.dirname(full))
@@ -73,7 +76,7 @@ class _Directory(Store):
         with self._doing("write", name):
             full = self._full(name)
             fresh = f"{full}.{secrets.token_hex(4)}"
-            self._write(fresh, (data,))
+            self._write(fresh, lambda fd: _write_small(fd, data))
             try:
                 os.replace(fresh, full)
             except OSError:
@@ -81,19 +84,21 @@ class _Directory(Store):
                 raise
             _sync_directory(os.path.dirname(full))
 
-    def write_file(self, name: str, chunks: Iterable[bytes], size: int) -> None:
-        with self._doing("write", name):
-            self._write(self._full(name), chunks)
+    def write_file(self, name: str, data: memoryview) -> None:
+        def fill(fd: int) -> None:
+            direct.write_all(fd, data, self._throttle)
+            os.fsync(fd)
+            direct.drop_cached(fd)
 
-    def _write(self, full: str, chunks: Iterable[bytes]) -> None:
+        with self._doing("write", name):
+            self._write(self._full(name), fill)
+
+    def _write(self, full: str, fill: Callable[[int], None]) -> None:
+        """A new file, whose bytes are durable when ``fill`` has returned."""
         _make_directory(os.path.dirname(full))
         fd = os.open(full, _CREATE, 0o666)
         try:
-            for chunk in chunks:
-                view = memoryview(chunk)
-                while view:
-                    view = view[os.write(fd, view) :]
-            os.fsync(fd)
+            fill(fd)
         except BaseException:
             # Half a file must not stand where `create` would take it for somebody else's whole one.
             with contextlib.suppress(OSError):
@@ -126,12 +131,10 @@ class _Directory(Store):
         with self._reading(name) as (fd, size):
             if size != len(buffer):
                 raise Answered(f"cannot read {self.url}/{name}: it has {size} bytes where {len(buffer)} belong")
-            rest = buffer
-            while rest:
-                count = os.readv(fd, [rest[: 16 * CHUNK]])
-                if not count:
-                    raise Answered(f"cannot read {self.url}/{name}: it was cut while it was being read")
-                rest = rest[count:]
+            try:
+                direct.read_all(fd, buffer)
+            except EOFError:
+                raise Answered(f"cannot read {self.url}/{name}: it was cut while it was being read") from None
 
     def chunks(self, name: str) -> Iterator[bytes]:
         with self._reading(name) as (fd, _):
@@ -171,6 +174,13 @@ class _Directory(Store):
                 return True
         except Missing:
             return False
+
+
+def _write_small(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+    os.fsync(fd)
 
 
 def _make_directory(path: str) -> None:

@@ -9,10 +9,12 @@ because a long :class:`Save` keeps no small request waiting. The first request i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from resilient.checkpoint.layout import Debit, FinishedMark
+from resilient.core.retention import Rules
+from resilient.link.board import SlotRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +34,8 @@ class Open:
     fresh: bool = False
     """Begin a new history: what earlier attempts saved is ignored from the next claim on, and kept.
     A submission that has done so once goes on with its own history when it is started again."""
-    keep: int = 3
+    save_bandwidth: int | None = None
+    """Bytes per second that all saving together may write; ``None``: as fast as it goes."""
     lock_patience_s: float = 75.0
     """For a holder of whom it cannot be seen at once whether it lives; a lease runs out after 60 s."""
     patience_s: float = 60.0
@@ -51,29 +54,38 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SlotFile:
-    """A rank's image in one of its arena's slots."""
-
-    rank: int
-    slot: int
-    size: int
-    digest: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Save:
-    """Make a checkpoint of images that lie whole in their slots, and prune older ones; :class:`Saved`."""
+    """Make a checkpoint of snapshots that lie whole in their slots, and prune older ones; :class:`Saved`."""
 
     id: int
     attempt: int
     step: int
     world_size: int
     began_from: str | None
-    files: tuple[SlotFile, ...]
+    records: tuple[SlotRecord, ...]
+    """Of rank 0, 1, ..."""
     versions: Mapping[str, str]
     determinism: Mapping[str, str]
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """What the training had measured last when the snapshots were taken."""
+    rules: Rules = field(default_factory=Rules)
+    """Which checkpoints stay. Not in :class:`Open`, which comes before the script has said what it wants."""
     in_use: tuple[str, ...] = ()
     """Names of checkpoints that are being read: they are not pruned."""
+    patience_s: float = 120.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetch:
+    """Read a checkpoint into a slot of every rank and verify it; :class:`Fetched`."""
+
+    id: int
+    name: str
+    world_size: int
+    """Ranks of this run; a checkpoint of another number is refused."""
+    slot: int
+    available_bytes: int | None
+    """Memory that is free for it; ``None``: unknown."""
     patience_s: float = 120.0
 
 
@@ -106,7 +118,7 @@ class Ship:
     patience_s: float = 10.0
 
 
-Request = Open | Claim | Save | Record | Finish | Ship
+Request = Open | Claim | Save | Fetch | Record | Finish | Ship
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,10 +168,25 @@ class Saved:
     attempt: int
     step: int
     size_bytes: int
+    """Bytes that were written: what several ranks have alike counts once."""
     seconds: float
+    """Until it was one."""
+    prune_s: float = 0.0
+    """What deleting others took afterwards."""
     pruned: tuple[str, ...] = ()
     not_pruned: tuple[str, ...] = ()
     """Why something could not be deleted; the next save tries again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetched:
+    """It lies whole in its slots."""
+
+    id: int
+    name: str
+    records: tuple[SlotRecord, ...]
+    """Of rank 0, 1, ..."""
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,9 +206,9 @@ class Failed:
         return self.kind == "conflict"
 
 
-Reply = Opened | Done | Saved | Failed
+Reply = Opened | Done | Saved | Fetched | Failed
 
 REQUESTS: Final[Mapping[str, type[Request]]] = {
-    kind.__name__: kind for kind in (Open, Claim, Save, Record, Finish, Ship)
+    kind.__name__: kind for kind in (Open, Claim, Save, Fetch, Record, Finish, Ship)
 }
-REPLIES: Final[Mapping[str, type[Reply]]] = {kind.__name__: kind for kind in (Opened, Done, Saved, Failed)}
+REPLIES: Final[Mapping[str, type[Reply]]] = {kind.__name__: kind for kind in (Opened, Done, Saved, Fetched, Failed)}

@@ -24,7 +24,7 @@ from typing import Final
 
 from resilient.checkpoint import requests
 from resilient.checkpoint.keeping import Keeping
-from resilient.checkpoint.requests import Failed, Reply, Request, Save
+from resilient.checkpoint.requests import Failed, Fetch, Reply, Request, Save
 from resilient.checkpoint.store_errors import kind_of
 from resilient.errors import ResilientError, StoreError
 from resilient.link.channel import Channel, Closed
@@ -71,7 +71,7 @@ class _Desk:
             thread.start()
 
     def take(self, request: Request) -> None:
-        (self._saves if isinstance(request, Save) else self._small).put(request)
+        (self._saves if isinstance(request, (Save, Fetch)) else self._small).put(request)
 
     def finish(self) -> None:
         """Do what was asked, without waiting for a store that does not answer, and end all threads."""

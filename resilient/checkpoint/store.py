@@ -8,24 +8,47 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import fsspec
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
+from resilient import retry
+from resilient.checkpoint import multipart
 from resilient.checkpoint.files import CHUNK, Entry, Store, check_name
 from resilient.checkpoint.local_store import open_directory
+from resilient.checkpoint.pieces import each_piece
 from resilient.checkpoint.store_errors import Answered, Missing, explain, scrub
+from resilient.checkpoint.throttle import Throttle
 from resilient.errors import CheckpointError, SettingsError, StoreError
 
 _MOST_PARTS: Final = 9_000
 """Object stores allow 10 000 parts of one upload."""
+_RANGE: Final = 8 << 20
+_S3_CLIENT: Final[Mapping[str, Any]] = {
+    "connect_timeout": 5,
+    "read_timeout": 15,
+    "retries": {"total_max_attempts": 1, "mode": "standard"},
+    "max_pool_connections": multipart.AT_ONCE + 8,
+}
+"""Of botocore. It would try 5 times, and s3fs 5 times that, before our own policies see an error: minutes of a server
+that does not answer. One try each, and the policies of :mod:`resilient.retry` decide. (aiohttp alone sends a request
+again, once, if the connection that it had kept from earlier turns out to be closed.) The rest of the connections is for
+small objects beside a large upload."""
+_S3_DEADLINE_S: Final = 60.0
+"""For a whole request, as the timeouts above begin anew with every byte that comes, and none of them holds while a
+part is being sent. The slowest line for a save then has 2 MB/s."""
+_S3_COMPLETION_S: Final = 600.0
+"""For putting the parts together, which S3 says may take minutes; it sends a blank now and then meanwhile."""
 
 
-def open_store(url: str) -> Store:
-    """The store at a path or fsspec URL; nothing is read or written yet."""
+def open_store(url: str, *, throttle: Throttle | None = None) -> Store:
+    """The store at a path or fsspec URL; nothing is read or written yet. ``throttle``: how fast large files may be
+    written."""
+    throttle = throttle or Throttle()
     shown = display_url(url)
     if not url or any(ord(c) < 32 or ord(c) == 127 for c in url):
         raise SettingsError(f"cannot use {shown!r} for checkpoints: it is empty or has control characters")
@@ -35,20 +58,21 @@ def open_store(url: str) -> Store:
         )
     scheme, separator, rest = url.partition("://")
     if not separator:
-        return open_directory(url, shown)
+        return open_directory(url, shown, throttle)
     if scheme in ("file", "local"):
         if not rest.startswith("/"):
             raise SettingsError(
                 f"cannot use {shown} for checkpoints: a file URL has three slashes; use file:///directory"
             )
-        return open_directory(rest, shown)
+        return open_directory(rest, shown, throttle)
     try:
         fs, root = fsspec.core.url_to_fs(url, skip_instance_cache=True)
     except (ImportError, ValueError) as error:
         raise SettingsError(_cannot_open(scheme, shown, error)) from error
     except Exception as error:  # a back end's constructor may raise anything
         raise explain(error, f"open {shown}", *_secrets(url)) from error
-    return _RemoteStore(fs, str(root).rstrip("/"), shown, _secrets(url))
+    kind = _S3Store if hasattr(fs, "call_s3") else _RemoteStore
+    return kind(fs, str(root).rstrip("/"), shown, _secrets(url), throttle)
 
 
 def display_url(url: str) -> str:
@@ -73,8 +97,16 @@ def _cannot_open(scheme: str, shown: str, error: Exception) -> str:
 class _RemoteStore(Store):
     """Any fsspec file system: object stores, and ``memory://`` for tests within one process."""
 
-    def __init__(self, fs: AbstractFileSystem, root: str, url: str, secrets: tuple[str, ...] = ()) -> None:
+    at_once = 1
+    """Ranges of a file that are read at the same time; not every back end may be used by several threads."""
+    deadline: Mapping[str, float] = {}
+    """The argument that bounds each call of the back end."""
+
+    def __init__(
+        self, fs: AbstractFileSystem, root: str, url: str, secrets: tuple[str, ...], throttle: Throttle
+    ) -> None:
         self.fs = fs
+        self.throttle = throttle
         self.url = url
         self._root = root
         self._secrets = secrets
@@ -97,7 +129,7 @@ class _RemoteStore(Store):
         full = self._full(name)
         with self._doing("create", name):
             if not self._emulated:
-                self.fs.pipe_file(full, data, mode="create")
+                self.fs.pipe_file(full, data, mode="create", **self.deadline)
                 return
             self._make_parent(full)
             with self.fs.open(full, "xb") as file:
@@ -107,17 +139,19 @@ class _RemoteStore(Store):
         full = self._full(name)
         with self._doing("write", name):
             self._make_parent(full)
-            self.fs.pipe_file(full, data)
+            self.fs.pipe_file(full, data, **self.deadline)
 
-    def write_file(self, name: str, chunks: Iterable[bytes], size: int) -> None:
+    def write_file(self, name: str, data: memoryview) -> None:
         full = self._full(name)
-        part = max(2 * CHUNK, -(-size // _MOST_PARTS))
+        part = max(2 * CHUNK, -(-len(data) // _MOST_PARTS))
         with self._doing("write", name):
             self._make_parent(full)
             file = self.fs.open(full, "wb", block_size=part)
             try:
-                for chunk in chunks:
-                    file.write(chunk)
+                for start in range(0, len(data), part):
+                    piece = bytes(data[start : start + part])
+                    self.throttle.take(len(piece))
+                    file.write(piece)
                 file.close()
             except BaseException:
                 self._abandon(file, name)
@@ -146,7 +180,7 @@ class _RemoteStore(Store):
             size = self._size(full)
             if size > limit:
                 raise Answered(f"cannot read {self.url}/{name}: it has {size} bytes where at most {limit} belong")
-            return bytes(self.fs.cat_file(full)) if size else b""
+            return bytes(self.fs.cat_file(full, **self.deadline)) if size else b""
 
     def read_into(self, name: str, buffer: memoryview) -> None:
         full = self._full(name)
@@ -154,27 +188,27 @@ class _RemoteStore(Store):
             size = self._size(full)
             if size != len(buffer):
                 raise Answered(f"cannot read {self.url}/{name}: it has {size} bytes where {len(buffer)} belong")
-            offset = 0
-            for chunk in self._ranges(full, size):
-                buffer[offset : offset + len(chunk)] = chunk
-                offset += len(chunk)
+            each_piece(size, _RANGE, self.at_once, lambda start, end: self._fill(full, buffer[start:end], start))
+
+    def _fill(self, full: str, view: memoryview, offset: int) -> None:
+        view[:] = self._range(full, offset, offset + len(view))
 
     def chunks(self, name: str) -> Iterator[bytes]:
         full = self._full(name)
         with self._doing("read", name):
-            yield from self._ranges(full, self._size(full))
+            size = self._size(full)
+            for start in range(0, size, _RANGE):
+                yield self._range(full, start, min(size, start + _RANGE))
 
-    def _ranges(self, full: str, size: int) -> Iterator[bytes]:
-        for start in range(0, size, 4 * CHUNK):
-            end = min(size, start + 4 * CHUNK)
-            chunk = bytes(self.fs.cat_file(full, start=start, end=end))
-            if len(chunk) != end - start:
-                raise Answered(f"cannot read {self.url}: {len(chunk)} bytes came where {end - start} belong")
-            yield chunk
+    def _range(self, full: str, start: int, end: int) -> bytes:
+        data = bytes(self.fs.cat_file(full, start=start, end=end, **self.deadline))
+        if len(data) != end - start:
+            raise Answered(f"cannot read {self.url}: {len(data)} bytes came where {end - start} belong")
+        return data
 
     def _size(self, full: str) -> int:
         self.fs.invalidate_cache()
-        return int(self.fs.info(full)["size"])
+        return int(self.fs.info(full, **self.deadline)["size"])
 
     def list(self, prefix: str) -> tuple[Entry, ...]:
         full = self._root if prefix == "." else self._full(prefix)
@@ -184,7 +218,7 @@ class _RemoteStore(Store):
 
     def _walk(self, full: str) -> Iterator[Entry]:
         try:
-            rows = self.fs.ls(full, detail=True)
+            rows = self.fs.ls(full, detail=True, **self.deadline)
         except FileNotFoundError:
             return
         for row in rows:
@@ -200,7 +234,7 @@ class _RemoteStore(Store):
     def delete(self, name: str) -> None:
         full = self._full(name)
         with contextlib.suppress(Missing), self._doing("delete", name):
-            self.fs.rm_file(full)
+            self.fs.rm_file(full, **self.deadline)
 
     def exists(self, name: str) -> bool:
         full = self._full(name)
@@ -208,3 +242,57 @@ class _RemoteStore(Store):
             self._size(full)
             return True
         return False
+
+
+class _S3Store(_RemoteStore):
+    """S3 by s3fs: parts and ranges side by side, each tried again by itself, and a deadline for every call."""
+
+    at_once = multipart.AT_ONCE
+    deadline: Mapping[str, float] = {"timeout": _S3_DEADLINE_S}
+
+    def __init__(self, fs: Any, *place: Any) -> None:
+        super().__init__(fs, *place)
+        fs.config_kwargs = {**_S3_CLIENT, **fs.config_kwargs}  # read at the first call; what fsspec was told goes first
+        fs.retries = 1
+        self._room = threading.BoundedSemaphore(multipart.AT_ONCE)
+
+    def create(self, name: str, data: bytes) -> None:
+        full = self._full(name)
+        with self._doing("create", name):  # a conditional put: open(mode="x") would have no deadline
+            self.fs.pipe_file(full, data, mode="create", **self.deadline)
+
+    def write_file(self, name: str, data: memoryview) -> None:
+        full = self._full(name)
+        if len(data) <= multipart.PART:
+            self.throttle.take(len(data))
+            with self._room:
+                self._patiently("write", name, lambda: self.fs.pipe_file(full, bytes(data), **self.deadline))
+            return
+        slower = multipart.part_size(len(data)) / multipart.PART
+
+        def call(method: str, **parameters: Any) -> Any:
+            seconds = _S3_COMPLETION_S if method == "complete_multipart_upload" else slower * _S3_DEADLINE_S
+            return self._patiently("write", name, lambda: self.fs.call_s3(method, timeout=seconds, **parameters))
+
+        bucket, key, _ = self.fs.split_path(full)
+        target = multipart.Target(
+            bucket=bucket,
+            key=key,
+            call=call,
+            size=lambda: int(self._patiently("write", name, lambda: self._size(full))),
+            throttle=self.throttle,
+            room=self._room,
+        )
+        multipart.upload(target, data)
+
+    def _range(self, full: str, start: int, end: int) -> bytes:
+        name = full[len(self._root) + 1 :]
+        with self._room:
+            return bytes(self._patiently("read", name, lambda: super(_S3Store, self)._range(full, start, end)))
+
+    def _patiently(self, verb: str, name: str, ask: Callable[[], Any]) -> Any:
+        def once() -> Any:
+            with self._doing(verb, name):
+                return ask()
+
+        return retry.store_part(self.throttle.lifted)(once)

@@ -78,10 +78,17 @@ _BY_ERRNO: Final[dict[int, type[Answered]]] = {
 }
 _BY_STATUS: Final[dict[int, type[Answered]]] = {401: Denied, 403: Denied, 404: Missing, 412: Exists, 507: Full}
 _COME_BACK: Final = frozenset({408, 409, 425, 429})
-_DENIED_CODES: Final = frozenset({"ExpiredToken", "InvalidToken", "TokenRefreshRequired", "InvalidAccessKeyId"})
+_BY_CODE: Final[dict[str, type[Unreachable] | type[Answered]]] = {
+    **dict.fromkeys(("ExpiredToken", "InvalidToken", "TokenRefreshRequired", "InvalidAccessKeyId"), Denied),
+    **dict.fromkeys(("RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch"), Unreachable),
+}
+"""Where the status alone, 400, says too little: who asks is not known; what was sent did not arrive as it was sent
+(https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html)."""
 _DENIED_TYPES: Final = frozenset(
     {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "DefaultCredentialsError"}
 )
+_BROKEN_TYPES: Final = frozenset({"ClientPayloadError", "ContentLengthError", "IncompleteRead", "IncompleteReadError"})
+"""An answer that broke off. aiohttp gives these a status of their own making, 400."""
 
 
 def explain(error: BaseException, doing: str, *secrets: str) -> StoreError:
@@ -89,8 +96,10 @@ def explain(error: BaseException, doing: str, *secrets: str) -> StoreError:
     if isinstance(error, StoreError):
         return error
     kind = _kind(error)
-    text = scrub(" ".join(str(error).split())[:300], *secrets)
-    return kind(f"cannot {doing}: {type(error).__name__}: {text}; {_ADVICE[kind]}")
+    said = next((text for text in map(str, _chain(error)) if text), "it said nothing")
+    text = scrub(" ".join(said.split())[:300], *secrets)
+    advice = next((_ADVICE_BY_CODE[code] for code in map(_code, _chain(error)) if code in _ADVICE_BY_CODE), "")
+    return kind(f"cannot {doing}: {type(error).__name__}: {text}; {advice or _ADVICE[kind]}")
 
 
 def kind_of(error: BaseException) -> str:
@@ -108,6 +117,18 @@ _ADVICE: Final[dict[type[StoreError], str]] = {
     Missing: "check the URL of the checkpoints, and that its bucket or mount exists",
     Exists: "somebody else was first",
 }
+
+
+_ADVICE_BY_CODE: Final = {
+    "RequestTimeTooSkewed": "set the clock of this node: it differs from that of the store",
+    "ExpiredToken": "give this pod credentials that last, or that are renewed",
+}
+
+
+def _code(error: BaseException) -> str:
+    """The service's own word for an error."""
+    response = getattr(error, "response", None)
+    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
 
 
 def _kind(error: BaseException) -> type[Unreachable] | type[Answered]:
@@ -134,11 +155,13 @@ def _kind_of_answer(error: BaseException) -> type[Unreachable] | type[Answered] 
     """By what the service itself said, if this exception carries it."""
     if type(error).__name__ in _DENIED_TYPES:
         return Denied
+    if type(error).__name__ in _BROKEN_TYPES:
+        return Unreachable
     response = getattr(error, "response", None)
     status: object = None
     if isinstance(response, dict):
-        if response.get("Error", {}).get("Code") in _DENIED_CODES:
-            return Denied
+        if (code := _code(error)) in _BY_CODE:
+            return _BY_CODE[code]
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     for name in ("status", "status_code", "code"):
         status = status or getattr(error, name, None)

@@ -164,6 +164,11 @@ def _checkpoints(
     return tuple(restore_order(usable)), bool(committed)
 
 
+def newest_claim(store: Store, aside: list[str]) -> AttemptRecord | None:
+    """The newest claim that can be read; what cannot be goes to ``aside``."""
+    return _newest_claim(store, _numbered(store.list(layout.ATTEMPTS)), aside)
+
+
 def _newest_claim(store: Store, claimed: Mapping[int, str], aside: list[str]) -> AttemptRecord | None:
     for attempt in sorted(claimed, reverse=True):
         try:

@@ -9,7 +9,7 @@ elements of one storage, are kept once and are one tensor again afterwards. Noth
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -69,6 +69,8 @@ class Flat:
     """Names of further tensors that are tied to one in ``tensors``."""
     objects: str
     """Everything else, with names where the tensors were."""
+    behind: Collection[str] = ()
+    """Names of the tensors that change nowhere but in an optimizer's step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +80,27 @@ class TensorName:
     name: str
 
 
-def flatten(tree: object, *, path: Path = ("state",)) -> Flat:
-    """Take a state apart; CheckpointError names the path of what cannot be saved exactly."""
-    collected = _Collector()
+class Known:
+    """Tensors that were found fit to be saved: they need no second look while they stay where they are.
+
+    Large models have thousands, and training waits while a state is taken apart.
+    """
+
+    def __init__(self) -> None:
+        self.entries: dict[int, _Entry] = {}
+
+
+def flatten(tree: object, *, path: Path = ("state",), known: Known | None = None, behind: Collection[int] = ()) -> Flat:
+    """Take a state apart; CheckpointError names the path of what cannot be saved exactly.
+
+    ``known`` is filled for the next time. ``behind`` holds ids of tensors that change nowhere but in an optimizer's
+    step, as parameters do.
+    """
+    collected = _Collector(known.entries if known else {}, behind)
     objects = encode(tree, path=path, packer=collected.pack)
-    return Flat(tensors=collected.tensors, aliases=collected.aliases, objects=objects)
+    if known is not None:
+        known.entries = collected.entries
+    return Flat(tensors=collected.tensors, aliases=collected.aliases, objects=objects, behind=collected.names_behind)
 
 
 def unflatten(flat: Flat) -> object:
@@ -125,12 +143,32 @@ def _nonsense(why: str) -> CheckpointError:
     return CheckpointError(f"cannot read the objects of a checkpoint: {why}; do use another checkpoint")
 
 
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One tensor, kept so that its id stays its own."""
+
+    tensor: torch.Tensor
+    address: int
+    path: Path
+    plain_name: str
+    detached: torch.Tensor
+    identity: tuple[object, ...] | None
+    """``None``: it has no elements and is tied to nothing."""
+    can_wait: bool
+    """It has a version counter, and lies where it can be copied from while the training goes on."""
+    is_parameter: bool
+
+
 class _Collector:
     """Gathers the tensors that come by while the rest is encoded."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: Mapping[int, _Entry], behind: Collection[int]) -> None:
         self.tensors: dict[str, torch.Tensor] = {}
         self.aliases: dict[str, str] = {}
+        self.entries: dict[int, _Entry] = {}
+        self.names_behind: set[str] = set()
+        self._known = known
+        self._behind = behind
         self._seen: dict[tuple[object, ...], str] = {}
 
     def pack(self, value: object, path: Path) -> tuple[str, Json] | None:
@@ -143,23 +181,55 @@ class _Collector:
         return None
 
     def _add(self, tensor: torch.Tensor, path: Path) -> str:
-        if flaw := _flaw(tensor):
-            raise CheckpointError(f"cannot save {render(path)}: {flaw}")
-        name = self._name(path)
-        first = self._seen.setdefault(_identity(tensor), name) if tensor.numel() else name
-        if first == name:
-            self.tensors[name] = tensor.detach()
-        else:
+        entry = self._known.get(id(tensor))
+        if entry is None or entry.path != path or not _is_as_it_was(tensor, entry):
+            entry = _look_at(tensor, path)
+        self.entries[id(tensor)] = entry
+        name = self._free_name(entry.plain_name)
+        first = name if entry.identity is None else self._seen.setdefault(entry.identity, name)
+        if first != name:
             self.aliases[name] = first
+            return name
+        self.tensors[name] = entry.detached
+        if entry.can_wait and (entry.is_parameter or id(tensor) in self._behind):
+            self.names_behind.add(name)
         return name
 
-    def _name(self, path: Path) -> str:
-        plain = _ODD.sub("_", ".".join(map(str, path)))[:_NAME_CHARS] or "tensor"
+    def _free_name(self, plain: str) -> str:
         name, count = plain, 1
         while name in self.tensors or name in self.aliases or name == _RESERVED:
             count += 1
             name = f"{plain}~{count}"
         return name
+
+
+def _is_as_it_was(tensor: torch.Tensor, entry: _Entry) -> bool:
+    """Whether a tensor lies where it lay and is read as it was: both can be changed in place."""
+    then = entry.detached
+    return (
+        entry.tensor is tensor
+        and entry.address == tensor.data_ptr()
+        and then.shape == tensor.shape
+        and then.stride() == tensor.stride()
+        and then.dtype is tensor.dtype
+        and then.is_conj() == tensor.is_conj()
+        and then.is_neg() == tensor.is_neg()
+    )
+
+
+def _look_at(tensor: torch.Tensor, path: Path) -> _Entry:
+    if flaw := _flaw(tensor):
+        raise CheckpointError(f"cannot save {render(path)}: {flaw}")
+    return _Entry(
+        tensor,
+        tensor.data_ptr(),
+        path,
+        _ODD.sub("_", ".".join(map(str, path)))[:_NAME_CHARS] or "tensor",
+        tensor.detach(),
+        _identity(tensor) if tensor.numel() else None,
+        (tensor.is_cpu or tensor.is_cuda) and not tensor.is_inference(),
+        isinstance(tensor, torch.nn.Parameter),
+    )
 
 
 def _flaw(tensor: torch.Tensor) -> str | None:

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Final
 
 from resilient.checkpoint import layout
-from resilient.checkpoint.digest import Digest
+from resilient.checkpoint.digest import Digest, matches
 from resilient.checkpoint.files import Store
 from resilient.checkpoint.layout import (
     AttemptRecord,
@@ -32,8 +34,11 @@ from resilient.checkpoint.layout import (
 )
 from resilient.checkpoint.store_errors import Exists, Missing
 from resilient.checkpoint.survey import Directories, committed_in, directories, finished_mark, look, read_manifest
-from resilient.core.retention import prunable
+from resilient.core.retention import Rules, prunable
 from resilient.errors import CheckpointError
+
+_AT_ONCE: Final = 4
+"""Files that are written at the same time; each store writes parts of a file at once besides."""
 
 
 class Corrupt(CheckpointError):
@@ -48,16 +53,6 @@ class Pruned:
 
     deleted: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Image:
-    """One rank's bytes on their way to the store."""
-
-    rank: int
-    size: int
-    digest: str
-    chunks: Callable[[], Iterator[bytes]]
 
 
 class Vault:
@@ -91,12 +86,10 @@ class Vault:
         return record
 
     def read_image(self, name: str, file: FileRecord, buffer: memoryview) -> None:
-        """Fill ``buffer`` with a rank's image and verify its digest."""
+        """Fill ``buffer`` with an image and verify its digest."""
         path = layout.checkpoint_path(name, file.file)
         self.store.read_into(path, buffer)
-        state = Digest()
-        state.update(buffer)
-        if state.text() != file.digest:
+        if not matches(buffer, file.digest):
             raise Corrupt(f"cannot use checkpoint {name}: {file.file} was changed since it was saved (digest differs)")
 
     def verify(self, name: str) -> Manifest:
@@ -138,8 +131,8 @@ class Vault:
         """Keep a segment of a pod's journal."""
         self._create_once(layout.segment_path(submission, pod, number), segment)
 
-    def save(self, manifest: Manifest, images: Sequence[Image], check: Callable[[], None]) -> str:
-        """Write the images and commit them; the new checkpoint's name.
+    def save(self, manifest: Manifest, images: Mapping[str, memoryview], check: Callable[[], None]) -> str:
+        """Write the images, by file name, and commit them; the new checkpoint's name.
 
         ``check`` is called right before the commit, and raises if the run is not ours any more.
         What was written so far is deleted again when anything fails.
@@ -147,9 +140,7 @@ class Vault:
         committed = layout.encode(manifest)
         name = self._fresh_name(manifest.attempt, manifest.step)
         try:
-            for image, file in zip(images, manifest.files, strict=True):
-                path = layout.checkpoint_path(str(name), file.file)
-                self.store.write_file(path, _verified(image), image.size)
+            self._write_all(name, manifest, images)
             check()
             self._create_once(layout.checkpoint_path(str(name), layout.MANIFEST), committed)
         except CheckpointError:
@@ -157,32 +148,55 @@ class Vault:
             raise
         return str(name)
 
-    def prune(self, manifest: Manifest, *, keep: int, fresh_from: int, in_use: Collection[str] = ()) -> Pruned:
+    def _write_all(self, name: CheckpointName, manifest: Manifest, images: Mapping[str, memoryview]) -> None:
+        """Several files at once, and their digests meanwhile; returns when nothing is under way any more."""
+        with ThreadPoolExecutor(_AT_ONCE, "write") as writers, ThreadPoolExecutor(1, "digest") as checker:
+            jobs = []
+            for file in manifest.files:
+                path = layout.checkpoint_path(str(name), file.file)
+                jobs.append(writers.submit(self.store.write_file, path, images[file.file]))
+                jobs.append(checker.submit(_check_image, file, images[file.file]))
+            try:
+                for job in jobs:
+                    job.result()
+            except BaseException:
+                for job in jobs:
+                    job.cancel()
+                raise
+
+    def prune(
+        self, attempt: int, rules: Rules, *, fresh_from: int, in_use: Collection[str] = (), only_say: bool = False
+    ) -> Pruned:
         """Delete what retention does not keep, and what was left behind without a manifest.
 
-        ``manifest`` is the one that was just committed. Leftovers of higher attempts are
-        those of a supervisor that replaced this one, and earlier histories are not ours to shorten.
+        ``attempt`` is the newest that is ours. Leftovers of higher attempts are those of a supervisor
+        that replaced this one, and earlier histories are not ours to shorten.
+        With ``only_say`` nothing is deleted, and the answer is what would be.
         """
         deleted: list[str] = []
         failed: list[str] = []
         try:
             files = {name: sizes for name, sizes in directories(self.store).items() if name.attempt >= fresh_from}
-            doomed = self._doomed(files, manifest.attempt, keep, in_use)
+            doomed = self._doomed(files, attempt, rules, in_use)
         except CheckpointError as error:
             return Pruned(failed=(str(error),))
         for name in doomed:
             try:
-                self._delete(name, files[name])
+                if not only_say:
+                    self._delete(name, files[name])
                 deleted.append(str(name))
             except CheckpointError as error:
                 failed.append(str(error))
         return Pruned(deleted=tuple(deleted), failed=tuple(failed))
 
-    def _doomed(self, files: Directories, attempt: int, keep: int, in_use: Collection[str]) -> list[CheckpointName]:
-        whole = [name for name in files if committed_in(files[name])]
-        committed = [_Committed(name=str(name), attempt=name.attempt, step=name.step) for name in whole]
-        damaged = [c.name for c in committed if isinstance(look(self.store, parse_checkpoint(c.name), files), str)]
-        doomed = prunable(committed, keep=keep, damaged=damaged, in_use=in_use)
+    def _doomed(self, files: Directories, attempt: int, rules: Rules, in_use: Collection[str]) -> list[CheckpointName]:
+        committed, damaged = [], []
+        for name in (name for name in files if committed_in(files[name])):
+            seen = look(self.store, name, files)
+            metrics = {} if isinstance(seen, str) else seen.metrics
+            committed.append(_Committed(name=str(name), attempt=name.attempt, step=name.step, metrics=metrics))
+            damaged += [str(name)] if isinstance(seen, str) else []
+        doomed = prunable(committed, rules, damaged=damaged, in_use=in_use)
         leftovers = [name for name in files if not committed_in(files[name]) and name.attempt <= attempt]
         return [*map(parse_checkpoint, doomed), *leftovers]
 
@@ -216,15 +230,10 @@ class _Committed:
     name: str
     attempt: int
     step: int
+    metrics: Mapping[str, float]
 
 
-def _verified(image: Image) -> Iterator[bytes]:
-    """The image's chunks; raises before the end is reached if they are not what its digest says."""
-    state = Digest()
-    size = 0
-    for chunk in image.chunks():
-        state.update(chunk)
-        size += len(chunk)
-        yield chunk
-    if size != image.size or state.text() != image.digest:
-        raise Corrupt(f"cannot save the image of rank {image.rank}: it changed in memory since its digest was made")
+def _check_image(file: FileRecord, image: memoryview) -> None:
+    """Raise if an image is not what its digest says: it must not be committed under it."""
+    if len(image) != file.size or not matches(image, file.digest):
+        raise Corrupt(f"cannot save {file.file}: it changed in memory since its digest was made")

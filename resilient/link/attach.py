@@ -4,7 +4,7 @@
 Supervised, the worker inherits one end of a socket pair. Standalone, the first
 local rank listens on a socket in the temporary directory and starts the keeper
 with it; every local rank connects, says which one it is, and receives the same
-three descriptors as from a supervisor: the board and its two slots of memory.
+descriptors as from a supervisor: the board and its slots of memory.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -49,6 +50,8 @@ class Attachment:
     supervised: bool
     keeper: subprocess.Popen[bytes] | None = None
     owner: int = field(default_factory=os.getpid)
+    _sending: threading.Lock = field(default_factory=threading.Lock)
+    """Snapshots are completed on a thread of their own."""
     _gone: bool = False
 
     @property
@@ -60,10 +63,11 @@ class Attachment:
         """Tell the host; a host that is gone is no reason to stop training."""
         if os.getpid() != self.owner:
             raise ResilientError("cannot use the run: this process was forked from its worker; use it there")
-        try:
-            self.channel.send(message)
-        except Closed:
-            self._gone = True
+        with self._sending:
+            try:
+                self.channel.send(message)
+            except Closed:
+                self._gone = True
 
     def host_is_gone(self) -> bool:
         """Whether the other end is closed; what it sent before can still be read."""
@@ -108,6 +112,9 @@ def _attached(sock: socket.socket, facts: WorkerFacts, keeper: subprocess.Popen[
         sock.close()
         raise ResilientError(f"cannot attach to the host: {error}; it ended, look at its last lines") from error
     if len(slot_fds) != SLOTS:
+        sock.close()
+        for fd in (board_fd, *slot_fds):
+            os.close(fd)
         raise ResilientError("cannot attach to the host: another version of resilient wrote it; use one version")
     return Attachment(
         channel=Channel(sock, FROM_HOST),

@@ -31,10 +31,13 @@ NOTHING: Final = 1 << 62
 """``ATTENTION`` while no boundary is to be acted on."""
 NONE: Final = -1
 
-VERSION: Final = 1
+VERSION: Final = 2
 _HEADER: Final = 64
 _ROW: Final = 64
-SLOTS: Final = 2
+SLOTS: Final = 3
+SPILL: Final = 2
+"""The slot that lies on disk, for where memory has no room for the others."""
+PAGE_BYTES: Final = 4096
 
 # Words of the header, written by the host only.
 ATTENTION: Final = 2
@@ -59,7 +62,8 @@ TERM: Final = 7
 LOOPING: Final = 8
 """1 while a loop over ``run.batches`` goes on: a worker that ends then with 0 has not finished."""
 _SLOT_WORDS: Final = 16
-"""First word of the slot records: valid, attempt, step, size, digest high, digest low."""
+"""First word of the slot records: valid, attempt, step; then size, digest high, digest low of each of two images."""
+_SLOT_STRIDE: Final = 12
 
 # Values of PLACE; a named phase is PHASE + its number.
 OUTSIDE: Final = 1
@@ -69,15 +73,41 @@ PHASE: Final = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Extent:
+    """So many bytes, and the digest that they have."""
+
+    size: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SlotRecord:
-    """A whole snapshot that lies in one slot of a rank's arena."""
+    """A whole snapshot of one rank, in one slot of its arena: two images, each of which begins on a page.
+
+    The first holds parameters and optimizer state, which other ranks may have bit by bit the same; the second all
+    that is the rank's own.
+    """
 
     slot: int
     attempt: int
     step: int
-    size: int
-    """Bytes of the image."""
-    digest: str
+    tensors: Extent
+    own: Extent
+
+    @property
+    def own_offset(self) -> int:
+        """Where the second image begins."""
+        return on_page(self.tensors.size)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the slot that are in use."""
+        return self.own_offset + self.own.size
+
+
+def on_page(offset: int) -> int:
+    """The first page at or behind an offset."""
+    return -(-offset // PAGE_BYTES) * PAGE_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,24 +191,28 @@ class Board:
 
     def record(self, index: int, slot: int) -> SlotRecord | None:
         """The whole snapshot in a slot, or ``None``."""
-        w, b = self.words, row_base(index) + _SLOT_WORDS + 8 * slot
+        w, b = self.words, _slot_base(index, slot)
         if w[b] != 1:
             return None
-        digest = ((w[b + 4] & _MASK) << 64) | (w[b + 5] & _MASK)
-        return SlotRecord(slot=slot, attempt=w[b + 1], step=w[b + 2], size=w[b + 3], digest=f"xxh3_128:{digest:032x}")
+        return SlotRecord(
+            slot=slot,
+            attempt=w[b + 1],
+            step=w[b + 2],
+            tensors=_extent(w[b + 3], w[b + 4], w[b + 5]),
+            own=_extent(w[b + 6], w[b + 7], w[b + 8]),
+        )
 
     def void(self, index: int, slot: int) -> None:
         """Declare a slot empty: before it is written, or when what it holds failed verification."""
-        self.words[row_base(index) + _SLOT_WORDS + 8 * slot] = 0
-
-    # Worker side.
+        self.words[_slot_base(index, slot)] = 0
 
     def publish(self, index: int, record: SlotRecord) -> None:
         """Declare a slot whole; the last word written makes it so."""
-        w, b = self.words, row_base(index) + _SLOT_WORDS + 8 * record.slot
-        digest = int(record.digest.removeprefix("xxh3_128:"), 16)
-        w[b + 1], w[b + 2], w[b + 3] = record.attempt, record.step, record.size
-        w[b + 4], w[b + 5] = _signed(digest >> 64), _signed(digest & _MASK)
+        w, b = self.words, _slot_base(index, record.slot)
+        w[b + 1], w[b + 2] = record.attempt, record.step
+        for at, extent in ((b + 3, record.tensors), (b + 6, record.own)):
+            digest = int(extent.digest.removeprefix("xxh3_128:"), 16)
+            w[at], w[at + 1], w[at + 2] = extent.size, _signed(digest >> 64), _signed(digest & _MASK)
         w[b] = 1
 
 
@@ -187,6 +221,14 @@ _MASK: Final = (1 << 64) - 1
 
 def _signed(word: int) -> int:
     return word - (1 << 64) if word >> 63 else word
+
+
+def _extent(size: int, high: int, low: int) -> Extent:
+    return Extent(size=size, digest=f"xxh3_128:{((high & _MASK) << 64) | (low & _MASK):032x}")
+
+
+def _slot_base(index: int, slot: int) -> int:
+    return row_base(index) + _SLOT_WORDS + _SLOT_STRIDE * slot
 
 
 def row_base(index: int) -> int:

@@ -40,6 +40,11 @@ class Restored:
     """The agreed candidate is loaded (or there was none); training may begin."""
 
     step: int
+    read_s: float = 0.0
+    """What reading and verifying it took."""
+    load_s: float = 0.0
+    """What putting it in place took."""
+    size_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +69,8 @@ class Taken:
     step: int
     slot: int
     stall_s: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """The last value of each metric when it was begun."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +80,10 @@ class NotTaken:
     step: int
     slot: int
     why: str
+    soon: bool = False
+    """The next boundary may do: something is being made ready."""
+    full: bool = False
+    """The slot has no room, and will have none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,8 +126,8 @@ class Try:
     name: str
     """``memory`` or the name of a checkpoint under ``checkpoints/``."""
     step: int
-    slot: int | None = None
-    """Slot of the arena when the candidate lies in memory, else ``None``."""
+    slot: int
+    """Slot of the arena in which it lies."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

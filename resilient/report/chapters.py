@@ -55,6 +55,16 @@ class Ending:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Automatic:
+    """What automatic cadences came to; ``None`` where a cadence was given."""
+
+    memory_s: float | None
+    durable_s: float | None
+    mttf_s: float
+    """Mean time to failure that they expect."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Story:
     """A run, as its journals tell it."""
 
@@ -73,6 +83,7 @@ class Story:
     save_failed_why: str
     snapshots: int
     longest_stall_s: float
+    automatic: Automatic | None
     stacks: int
     """Stacks of workers that the journal holds."""
     notes: tuple[str, ...]

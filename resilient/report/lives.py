@@ -82,6 +82,8 @@ class Life:
     snapshots: int = 0
     stall_s: float = 0.0
     """Longest time for which a snapshot held the training up."""
+    cadence: Entry | None = None
+    """What the automatic cadences came to last."""
     save_failures: int = 0
     save_failed_why: str = ""
     asked_by: str = ""
@@ -250,6 +252,10 @@ def _snapshot(life: Life, entry: Entry, at: float) -> None:
     life.stall_s = max(life.stall_s, entry.number("stall_s") or 0.0)
 
 
+def _cadence(life: Life, entry: Entry, at: float) -> None:
+    life.cadence = entry
+
+
 def _checkpoint(life: Life, entry: Entry, at: float) -> None:
     life.checkpoints += 1
     life.newest = entry.text("name")
@@ -290,6 +296,7 @@ _LEARN: Final[Mapping[str, _Learn]] = {
     "restored": _restored,
     "first_step": _first_step,
     "snapshot": _snapshot,
+    "cadence": _cadence,
     "checkpoint": _checkpoint,
     "save_failed": _save_failed,
     "sample": _sample,

@@ -6,7 +6,7 @@ from __future__ import annotations
 from datetime import datetime, timezone
 
 from resilient.core.exit_codes import ExitCode
-from resilient.report.chapters import AttemptStory, Standstill, Story
+from resilient.report.chapters import AttemptStory, Automatic, Standstill, Story
 from resilient.supervisor.ending import meaning
 
 
@@ -75,6 +75,8 @@ def closing(story: Story) -> list[str]:
     if story.snapshots:
         stall = seconds_text(story.longest_stall_s)
         lines.append(f"Memory: {_count(story.snapshots, 'snapshot')}, the longest held training up for {stall}.")
+    if story.automatic is not None:
+        lines.append(_automatic(story.automatic))
     if story.stacks:
         lines.append(f"The journal holds the stacks of {_count(story.stacks, 'worker')}.")
     lines += [f"Note: {note}" for note in story.notes]
@@ -87,6 +89,12 @@ def closing(story: Story) -> list[str]:
             f"{_count(story.unread, 'line')} of the journal could not be read and {_was(story.unread)} left out."
         )
     return [*lines, *story.problems]
+
+
+def _automatic(automatic: Automatic) -> str:
+    found = (("snapshot", automatic.memory_s), ("checkpoint", automatic.durable_s))
+    what = ", ".join(f"a {word} every {seconds_text(seconds)}" for word, seconds in found if seconds is not None)
+    return f"Automatic: {what}, as a failure is expected every {seconds_text(automatic.mttf_s)}."
 
 
 def _beginning(attempt: AttemptStory) -> str:

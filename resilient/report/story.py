@@ -17,7 +17,7 @@ from typing import Final
 
 from resilient.core.exit_codes import ExitCode
 from resilient.errors import SettingsError
-from resilient.report.chapters import AttemptStory, Ending, Standstill, Story
+from resilient.report.chapters import AttemptStory, Automatic, Ending, Standstill, Story
 from resilient.report.entries import Entry, open_sources, text, whole
 from resilient.report.lives import MARKS, Attempt, Life, read_lives
 from resilient.report.page import show_page
@@ -95,6 +95,7 @@ def tell(lives: Sequence[Life], *, now_s: float, unread: int = 0, problems: Sequ
         save_failed_why=next((life.save_failed_why for life in reversed(ours) if life.save_failures), ""),
         snapshots=sum(life.snapshots for life in ours),
         longest_stall_s=max(life.stall_s for life in ours),
+        automatic=next((_automatic(life.cadence) for life in reversed(ours) if life.cadence), None),
         stacks=sum(life.stacks for life in ours),
         notes=tuple(note for life in ours for note in life.notes),
         started_s=ours[0].started_s,
@@ -103,6 +104,12 @@ def tell(lives: Sequence[Life], *, now_s: float, unread: int = 0, problems: Sequ
         probably="" if ending else probably(newest, now_s),
         unread=unread,
         problems=tuple(problems),
+    )
+
+
+def _automatic(entry: Entry) -> Automatic:
+    return Automatic(
+        memory_s=entry.number("memory_s"), durable_s=entry.number("durable_s"), mttf_s=entry.number("mttf_s") or 0.0
     )
 
 

@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """How all workers of an attempt come to resume from one and the same state.
 
-Candidates are tried newest first, memory before the store. Every rank reads and
-checks one, writing nothing; only when all have said yes are they told to load it.
-A candidate that one rank refuses is set aside for all of them, and named.
+Candidates are tried newest first, memory before the store; one from the store is
+fetched into memory first. Every rank reads and checks one, writing nothing; only when
+all have said yes are they told to load it. A candidate that one rank refuses, or that
+cannot be fetched, is set aside for all of them, and named.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Final
 
 from resilient.link.messages import AlreadyFinished, Begin, Go, Hello, Restored, Steps, Tried, Try
+
+MEMORY: Final = "memory"
+"""Name of a state that no checkpoint has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,11 +27,12 @@ class Candidate:
     step: int
     name: str
     slot: int | None = None
+    """``None`` while it lies in the store only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetAside:
-    """A candidate that a rank refused."""
+    """A candidate that could not be read, or that a rank refused."""
 
     name: str
     why: str
@@ -39,10 +45,17 @@ def in_order(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 @dataclass(slots=True, kw_only=True)
 class Agreement:
-    """One attempt's way from ``Hello`` to training. ``send`` reaches one rank."""
+    """One attempt's way from ``Hello`` to training.
+
+    ``send`` reaches one rank; ``fetch`` has a candidate brought into memory, and ``fetched`` is called then;
+    ``refuse`` is told what a rank refused, and ``exhausted`` is called when no candidate is left.
+    """
 
     ranks: int
     send: Callable[[int, object], None]
+    fetch: Callable[[Candidate], None]
+    exhausted: Callable[[], None]
+    refuse: Callable[[Candidate], None]
     hellos: dict[int, Hello] = field(default_factory=dict)
     refused: list[SetAside] = field(default_factory=list)
     chosen: Candidate | None = None
@@ -74,31 +87,43 @@ class Agreement:
                 return f"cannot train: Run() of rank {rank} was given {dict(given)}, that of rank 0 {dict(settings[0])}"
         return None
 
-    def begin(self, attempt: int, checkpoints: str | None, candidates: Sequence[Candidate]) -> bool:
-        """Start the trial; False when there is nothing to try and training begins at step 0."""
+    def begin(self, attempt: int, checkpoints: str | None, candidates: Sequence[Candidate]) -> None:
+        """Start the trial; with nothing to try it is over at once."""
         self._left = in_order(candidates)
         for rank in range(self.ranks):
             self.send(rank, Begin(attempt=attempt, checkpoints=checkpoints))
-        return self._try_next()
+        self._try_next()
 
     @property
     def begun(self) -> bool:
         return self._left is not None
 
-    def tried(self, rank: int, message: Tried) -> bool:
-        """Note an answer; False when no candidate is left."""
+    def fetched(self, name: str, slot: int | None, why: str = "") -> None:
+        """A candidate of the store lies in a slot now, or cannot be read."""
+        if self._trying is None or self._trying.name != name or self._trying.slot is not None:
+            return
+        if slot is None:
+            self.refused.append(SetAside(name=name, why=why))
+            self._try_next()
+        else:
+            self._trying = replace(self._trying, slot=slot)
+            self._ask(self._trying, slot)
+
+    def tried(self, rank: int, message: Tried) -> None:
+        """Note an answer."""
         if self._trying is None or message.name != self._trying.name:
-            return True
+            return
         self._answers[rank] = message
         if len(self._answers) < self.ranks:
-            return True
+            return
         refusals = [(rank, answer.why) for rank, answer in sorted(self._answers.items()) if not answer.ok]
         if not refusals:
             self._go(self._trying)
-            return True
+            return
         name = self._trying.name
         self.refused += [SetAside(name=name, why=f"rank {rank}: {why}") for rank, why in refusals]
-        return self._try_next()
+        self.refuse(self._trying)
+        self._try_next()
 
     def start_over(self) -> None:
         """Train from nothing."""
@@ -125,15 +150,20 @@ class Agreement:
         """What ``Run()`` was given."""
         return self.hellos[0].settings
 
-    def _try_next(self) -> bool:
+    def _try_next(self) -> None:
         self._answers = {}
         self._trying = self._left.pop(0) if self._left else None
         if self._trying is None:
-            return False
-        order = Try(name=self._trying.name, step=self._trying.step, slot=self._trying.slot)
+            self.exhausted()
+        elif self._trying.slot is None:
+            self.fetch(self._trying)
+        else:
+            self._ask(self._trying, self._trying.slot)
+
+    def _ask(self, candidate: Candidate, slot: int) -> None:
+        order = Try(name=candidate.name, step=candidate.step, slot=slot)
         for rank in range(self.ranks):
             self.send(rank, order)
-        return True
 
     def _go(self, candidate: Candidate | None) -> None:
         self.chosen, self.agreed = candidate, True

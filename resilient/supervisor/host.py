@@ -9,7 +9,7 @@ of a script that runs without one; it neither starts nor ends processes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from resilient.checkpoint.requests import CheckpointRef, Claim, Failed, Opened, Reply, Request
 from resilient.core import events as ev
@@ -18,7 +18,8 @@ from resilient.errors import SettingsError
 from resilient.link import messages as ms
 from resilient.link.board import Board
 from resilient.settings import Effective
-from resilient.supervisor.agreement import Agreement, Candidate
+from resilient.supervisor.agreement import MEMORY, Agreement, Candidate, in_order
+from resilient.supervisor.fetching import Fetching, Outcome
 from resilient.supervisor.tiers import RETRY_S, Tiers
 
 
@@ -56,13 +57,20 @@ class Host:
             committed=lambda step: ports.emit(ev.Committed(step=step)),
             settled=ports.settled,
         )
+        self._fetching = Fetching(board, ports.submit, self.tiers.slots.free, ports.journal)
         self.agreement = self._new_agreement()
         self.effective: Effective | None = None
         self.total_steps: int | None = None
         self.phases: dict[int, dict[int, str]] = {}
         self._opened: Opened | None = None
+        self._patience_s = 0.0
+        self._launches = 0
+        self._launched_at = 0.0
+        self._past: Cadence | None = None
+        """What was measured in earlier attempts."""
         self._saved: list[CheckpointRef] = []
         self._attempt: int | None = None
+        self._agreed_on: Agreement | None = None
         self._at_end: set[int] = set()
         self._gone: set[int] = set()
         self._not_taken: dict[int, str] = {}
@@ -71,12 +79,21 @@ class Host:
         self._claim_again: tuple[float, Callable[[], None]] | None = None
 
     def _new_agreement(self) -> Agreement:
-        return Agreement(ranks=self._board.rows, send=self._ports.send)
+        return Agreement(
+            ranks=self._board.rows,
+            send=self._ports.send,
+            fetch=self._fetch,
+            exhausted=self._nothing_left,
+            refuse=self._refused,
+        )
 
     # The owner's side.
 
     def launched(self, attempt: int, *, numbered: bool) -> None:
         """New workers are on their way; ``numbered``: the attempt's number is final."""
+        self._launches += 1
+        self._launched_at = self._ports.now()
+        self._past = self.tiers.cadence or self._past
         self._board.reset_rows()
         self.agreement = self._new_agreement()
         self.phases.clear()
@@ -87,11 +104,18 @@ class Host:
         self._attempt = attempt if numbered else None
         self.tiers.start(attempt, None)
 
-    def opened(self, reply: Opened) -> None:
-        """The store is open."""
+    def opened(self, reply: Opened, patience_s: float) -> None:
+        """The store is open; ``patience_s``: how long it is asked again should it fall silent."""
+        self._patience_s = patience_s
         self._opened = reply
         self._saved = list(reply.checkpoints)
         self.tiers.durable_step = max((ref.step for ref in self._saved), default=0)
+        durable = in_order(self._durable())
+        if durable and not self.tiers.candidates():
+            self._fetching.begin(durable[0], self._patience_s)
+
+    def _durable(self) -> list[Candidate]:
+        return [Candidate(attempt=ref.attempt, step=ref.step, name=ref.name) for ref in self._saved]
 
     def number(self, attempt: int) -> None:
         """The store is open and has said which attempt this is."""
@@ -157,12 +181,14 @@ class Host:
     def _snapshot_message(self, rank: int, message: ms.FromWorker, now: float) -> None:
         match message:
             case ms.Taken():
-                self.tiers.taken(rank, message.step, message.slot, message.stall_s, now)
+                self.tiers.taken(rank, message, now)
+            case ms.NotTaken(soon=True):
+                self.tiers.missed(rank, message, now)
             case ms.NotTaken():
                 if self._not_taken.get(rank) != message.why:  # not again for each of many steps
                     self._not_taken[rank] = message.why
                     self._note(rank, f"no snapshot of step {message.step}: {message.why}")
-                self.tiers.taken(rank, message.step, message.slot, None, now)
+                self.tiers.missed(rank, message, now)
             case ms.Leaving():
                 self._note(rank, f"leaves after step {message.step}")
             case ms.Note():
@@ -172,7 +198,16 @@ class Host:
         self._ports.journal("note", {"rank": rank, "text": text})
 
     def _restored(self, rank: int, message: ms.Restored, now: float) -> None:
-        self._ports.journal("restored", {"rank": rank, "step": message.step})
+        fields = {"read_s": message.read_s, "load_s": message.load_s}
+        self._ports.journal(
+            "restored",
+            {
+                "rank": rank,
+                "step": message.step,
+                "size_bytes": message.size_bytes,
+                **{name: round(seconds, 6) for name, seconds in fields.items()},
+            },
+        )
         if self.agreement.note_restored(rank, message):
             self._train(now)
 
@@ -201,31 +236,34 @@ class Host:
             return
         if self.wants_store and self._opened is None:
             return
-        durable = [Candidate(attempt=ref.attempt, step=ref.step, name=ref.name) for ref in self._saved]
-        candidates = [*self.tiers.candidates(), *durable]
-        if not self.agreement.begin(self._attempt, self.effective.settings.checkpoints, candidates):
-            self._nothing_left()
+        candidates = self._fetching.known([*self.tiers.candidates(), *self._durable()])
+        self.agreement.begin(self._attempt, self.effective.settings.checkpoints, candidates)
 
     def _tried(self, rank: int, message: ms.Tried) -> None:
-        before = len(self.agreement.refused)
-        left = self.agreement.tried(rank, message)
-        if len(self.agreement.refused) > before and message.name == "memory":
-            self._void_refused()
-        if not left:
-            self._nothing_left()
-        elif self.agreement.agreed:
+        self.agreement.tried(rank, message)
+        if self.agreement.agreed and self._agreed_on is not self.agreement:
             self._agreed()
 
-    def _void_refused(self) -> None:
-        """A snapshot that one rank cannot use is no snapshot."""
-        for candidate in self.tiers.candidates()[:1]:
-            if candidate.slot is not None:
-                self.tiers.set_aside(candidate.slot)
+    def _fetch(self, candidate: Candidate) -> None:
+        agreement = self.agreement
+
+        def answered(outcome: Outcome) -> None:
+            if outcome.unreachable:
+                self._ports.emit(ev.OpenFailed(why=outcome.why, wrong=False))
+            elif agreement is self.agreement:
+                agreement.fetched(candidate.name, outcome.slot, outcome.why)
+
+        self._fetching.want(candidate, self._patience_s, answered)
+
+    def _refused(self, candidate: Candidate) -> None:
+        """A state that one rank cannot use is no snapshot."""
+        if candidate.slot is not None:
+            self.tiers.slots.void(candidate.slot)
 
     def _nothing_left(self) -> None:
         refused = self.agreement.refused
         set_aside = self._opened.set_aside if self._opened else ()
-        durable = [aside for aside in refused if aside.name != "memory"]
+        durable = [aside for aside in refused if aside.name != MEMORY]
         if durable or set_aside:
             reasons = "; ".join([f"{aside.name}: {aside.why}" for aside in durable[:3]] or set_aside[:3])
             self._ports.emit(ev.Unusable(why=f"cannot resume: no saved state may be loaded: {reasons}"))
@@ -234,6 +272,7 @@ class Host:
         self._agreed()
 
     def _agreed(self) -> None:
+        self._agreed_on = self.agreement
         chosen = self.agreement.chosen
         self._ports.journal(
             "restore",
@@ -249,7 +288,7 @@ class Host:
         self.tiers.durable_step = max((ref.step for ref in self._saved), default=0)
         newest = self._saved[0].name if self._saved else None
         attempt = self._attempt or 0
-        began_from = chosen.name if chosen and chosen.slot is None else (newest if chosen else None)
+        began_from = chosen.name if chosen and chosen.name != MEMORY else (newest if chosen else None)
         self.tiers.began_from[attempt] = began_from
         if self._opened is not None:
             self._claim(attempt, began_from)
@@ -281,15 +320,20 @@ class Host:
         if self.effective is None:
             return
         settings = self.effective.settings
-        cadence = Cadence(
+        past = self._past or Cadence(durable=settings.every)
+        cadence = replace(
+            past,
             durable=settings.every,
             memory=settings.snapshot_every,
             has_store=self.wants_store,
+            recovery_s=now - self._launched_at,
+            failures=self._launches - 1,
             taken_at=now,
             saved_at=now,
         )
         hello = self.agreement.hellos[0]
         self.tiers.versions, self.tiers.determinism = hello.versions, hello.determinism
+        self.tiers.rules = settings.retention
         self.tiers.train(cadence, self.agreement.step)
 
     def _end_reached(self, rank: int, step: int) -> None:

@@ -26,7 +26,7 @@ from resilient.core.exit_codes import ExitCode
 from resilient.core.job import Job, Phase
 from resilient.core.machine import advance, begin
 from resilient.errors import StoreError
-from resilient.link.board import SLOTS, Board
+from resilient.link.board import Board
 from resilient.supervisor import collect, samples, watching
 from resilient.supervisor.crew import Crew
 from resilient.supervisor.host import Host, Ports
@@ -52,7 +52,7 @@ class Supervisor:
         self._timers = Timers()
         self._queue: deque[ev.Event] = deque()
         self._board = Board.create(scene.launch.nproc)
-        self._slots = scene.make_slots(SLOTS)
+        self._slots = scene.make_slots()
         self.job = Job(
             terms=scene.terms(),
             ranks=scene.launch.nproc,
@@ -248,9 +248,7 @@ class Supervisor:
         if settings.checkpoints is None:
             raise AssertionError("a store is opened that nobody named")
         until = time.monotonic() + settings.store_patience
-        self._store.open(
-            settings.checkpoints, keep=settings.keep, fresh=settings.fresh, until=until, then=self._on_open
-        )
+        self._store.open(settings, fresh=settings.fresh, until=until, then=self._on_open)
 
     def _on_settled(self, durable_step: int) -> None:
         reached = max(watching.completed(self._board), self._host.agreement.step) if self._host.training else None
@@ -260,7 +258,7 @@ class Supervisor:
         if isinstance(answer, ev.OpenFailed):
             self._emit(answer)
             return
-        self._host.opened(answer)
+        self._host.opened(answer, self._scene.settings.store_patience)
         self._emit(
             ev.Opened(
                 next_attempt=answer.next_attempt,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from resilient import settings as settings_
-from resilient.checkpoint.arena import Slot
+from resilient.checkpoint.arena import Slot, create_arena
 from resilient.core.events import Debit
 from resilient.core.hangs import Bounds
 from resilient.core.job import Job
@@ -121,11 +121,11 @@ class Scene:
         self.effective = settings_.load(flags=self.launch.setting_flags, run=run, environ=self.variables)
         return self.effective
 
-    def make_slots(self, count: int) -> dict[int, list[int]]:
+    def make_slots(self) -> dict[int, list[int]]:
         """The arena of every rank: memory that outlives its workers."""
         slots: dict[int, list[int]] = {}
         for rank in range(self.launch.nproc):
-            made = [Slot.create(f"resilient-{rank}-{number}") for number in range(count)]
+            made = create_arena(rank, self.journal_dir)
             self._slots += made
             slots[rank] = [slot.fd for slot in made]
         return slots

@@ -16,18 +16,19 @@ import selectors
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from resilient import settings as settings_
-from resilient.checkpoint.arena import Slot
+from resilient.checkpoint.arena import create_arena
 from resilient.checkpoint.requests import Opened
 from resilient.core import events as ev
 from resilient.core.exit_codes import ExitCode
 from resilient.core.redact import Redactor, secrets_of
 from resilient.errors import SettingsError
-from resilient.link.board import SLOTS, TERM, Board, row_base
+from resilient.link.board import TERM, Board, row_base
 from resilient.link.channel import Channel, Closed, send_descriptors
 from resilient.link.messages import FROM_WORKER, FromWorker, Hello, Leaving, Refuse, SaveEnded
 from resilient.supervisor.host import Host, Ports
@@ -47,7 +48,7 @@ class Keeper:
         self._selector = selectors.DefaultSelector()
         self._timers = Timers()
         self._board = Board.create(ranks)
-        self._arenas = {rank: [Slot.create(f"resilient-{rank}-{n}") for n in range(SLOTS)] for rank in range(ranks)}
+        self._arenas = {rank: create_arena(rank, tempfile.gettempdir()) for rank in range(ranks)}
         self._channels: dict[int, Channel[FromWorker]] = {}
         self._store = StoreLink(
             Identity(
@@ -66,6 +67,7 @@ class Keeper:
             note=self._say,
         )
         self._host = Host(self._board, self._ports())
+        self._patience_s = 0.0
         self._stopping: int | None = None
         self._left: set[int] = set()
         self._settled = False
@@ -148,6 +150,8 @@ class Keeper:
             self._open()
         elif isinstance(event, ev.Unusable):
             self._refuse(ExitCode.CONFIG_FAULT, event.why)
+        elif isinstance(event, ev.OpenFailed):
+            self._refuse(ExitCode.CONFIG_FAULT if event.wrong else ExitCode.RESTART, event.why)
         elif isinstance(event, ev.Broken):
             self._refuse(ExitCode.INTERNAL, event.why)
 
@@ -156,9 +160,13 @@ class Keeper:
         if effective is None or effective.settings.checkpoints is None:
             return
         settings = effective.settings
+        self._patience_s = settings.store_patience
         until = time.monotonic() + settings.store_patience
         self._store.open(
-            effective.settings.checkpoints, keep=settings.keep, fresh=settings.fresh, until=until, then=self._on_open
+            settings,
+            fresh=settings.fresh,
+            until=until,
+            then=self._on_open,
         )
 
     def _on_open(self, answer: Opened | ev.OpenFailed) -> None:
@@ -168,7 +176,7 @@ class Keeper:
             why = "steps of this run were committed, but its checkpoint directory lists none"
             self._refuse(ExitCode.CONFIG_FAULT, f"cannot resume: {why}; check the URL and its mount")
         else:
-            self._host.opened(answer)
+            self._host.opened(answer, self._patience_s)
             self._host.number(answer.next_attempt)
 
     def _refuse(self, code: ExitCode, why: str) -> None:

@@ -15,6 +15,7 @@ from typing import Final
 from resilient.checkpoint.layout import Debit, FinishedMark
 from resilient.checkpoint.requests import Failed, Finish, Open, Opened, Record, Reply, Request, Ship
 from resilient.core import events as ev
+from resilient.settings import Settings
 from resilient.supervisor.saver_process import SaverProcess
 
 REOPEN_S: Final = 5.0
@@ -71,23 +72,24 @@ class StoreLink:
         return self._saver.pid if self._saver else None
 
     def open(
-        self, url: str, *, keep: int, fresh: bool, until: float, then: Callable[[Opened | ev.OpenFailed], None]
+        self, settings: Settings, *, fresh: bool, until: float, then: Callable[[Opened | ev.OpenFailed], None]
     ) -> None:
         """Open the run, asking again until ``until`` where the store does not answer or refuses."""
+        url = settings.checkpoints or ""
         if url.startswith("memory:"):
             why = "cannot use memory:// for checkpoints: nobody but the process that wrote them could read them"
             then(ev.OpenFailed(why=f"{why}; give a directory or the URL of a store", wrong=True))
             return
 
         def again() -> None:
-            self.open(url, keep=keep, fresh=fresh, until=until, then=then)
+            self.open(settings, fresh=fresh, until=until, then=then)
 
         def answered(reply: Reply) -> None:
             if isinstance(reply, Opened):
                 self.opened, self._opening = reply, False
                 # A saver that takes over later must not begin the history anew once more.
                 self._again = lambda: self.open(
-                    url, keep=keep, fresh=False, until=time.monotonic() + patience_s, then=self._reopened
+                    settings, fresh=False, until=time.monotonic() + patience_s, then=self._reopened
                 )
                 then(reply)
                 self._let_go()
@@ -116,7 +118,7 @@ class StoreLink:
                 pid=os.getpid(),
                 journal=identity.journal,
                 fresh=fresh,
-                keep=keep,
+                save_bandwidth=settings.save_bandwidth,
                 lock_patience_s=patience_s if identity.in_kubernetes else min(LOCAL_LOCK_S, patience_s),
                 patience_s=patience_s,
             ),

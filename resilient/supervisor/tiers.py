@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The snapshots of all ranks, in memory and on their way to the store.
 
-Every rank has two slots. A snapshot is *whole* once every rank has published its
-part of it. The newest whole one is never overwritten, nor is one that is being
+Every rank has two slots in memory. A snapshot is *whole* once every rank has published
+its part of it. The newest whole one is never overwritten, nor is one that is being
 saved; when neither slot is free the next snapshot is skipped, on all ranks alike.
 One that waits for a store that is away is not kept: memory goes on getting newer.
+
+Where memory has no room, what has to become durable goes through a third slot, on disk.
 """
 
 from __future__ import annotations
@@ -14,24 +16,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from resilient.checkpoint.requests import Failed, Reply, Save, Saved, SlotFile
-from resilient.core.cadence import Cadence, target, wants_store
-from resilient.link.board import NONE, SLOTS, Board, SlotRecord
-from resilient.supervisor.agreement import Candidate
+from resilient.checkpoint.requests import Failed, Reply, Save, Saved
+from resilient.core.cadence import NEVER, Cadence, target, wants_store
+from resilient.core.retention import Rules
+from resilient.link.board import NONE, SPILL, Board
+from resilient.link.messages import NotTaken, Taken
+from resilient.supervisor.agreement import MEMORY, Candidate
 from resilient.supervisor.party import NO_SNAPSHOT, Party
+from resilient.supervisor.slots import Slots, Whole
 
 Ask = Callable[[Callable[[int], Save], Callable[[Reply], None]], None]
+SHOWN_CHANGE: Final = 0.25
+"""An automatic cadence is told again when it has changed by this share."""
 RETRY_S: Final = 10.0
 """Between tries to save after the saver's own retries have failed."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Whole:
-    """A snapshot that all ranks have."""
-
-    attempt: int
-    step: int
-    slot: int
 
 
 @dataclass(slots=True)
@@ -44,20 +42,10 @@ class _Order:
     """It has to become durable, whatever the cadence says."""
     last: bool = False
     """Of the final or stopping boundary."""
+    again: bool = False
+    """Some rank will be able to take one soon."""
     answered: dict[int, float | None] = field(default_factory=dict)
     """Stall in seconds by rank; ``None`` where it could not be taken."""
-
-
-def find_whole(board: Board) -> list[Whole]:
-    """Every snapshot that all ranks have, newest first."""
-    found = []
-    for slot in range(SLOTS):
-        records = [board.record(index, slot) for index in range(board.rows)]
-        parts = {(record.attempt, record.step) for record in records if record is not None}
-        if None not in records and len(parts) == 1:
-            attempt, step = parts.pop()
-            found.append(Whole(attempt=attempt, step=step, slot=slot))
-    return sorted(found, key=lambda whole: (whole.attempt, whole.step), reverse=True)
 
 
 class Tiers:
@@ -74,6 +62,7 @@ class Tiers:
     ) -> None:
         self._board = board
         self._party = Party(board)
+        self.slots = Slots(board)
         self._ask = ask
         self._told = told
         self._committed = committed
@@ -86,16 +75,20 @@ class Tiers:
         """The checkpoint that each attempt began from."""
         self.versions: Mapping[str, str] = {}
         self.determinism: Mapping[str, str] = {}
+        self.rules = Rules()
+        """Which checkpoints stay."""
+        self._metrics: dict[Whole, Mapping[str, float]] = {}
+        """What rank 0 had measured when it took what lies in a slot."""
         self.durable_step = 0
         self._order: _Order | None = None
         self._stop: int | None = None
         self._final: tuple[int, Callable[[int | None], None]] | None = None
         self._wanted: Whole | None = None
-        self._saving: Whole | None = None
         self._retry_at = 0.0
         self._settling = False
         self._asked = False
         self._floor = 0
+        self._shown: tuple[float | None, float | None] = (None, None)
 
     # One attempt.
 
@@ -105,6 +98,7 @@ class Tiers:
         self.attempt, self.cadence = attempt, cadence
         self._order = self._stop = self._final = None
         self._settling = False
+        self.slots.full.clear()
 
     def train(self, cadence: Cadence, step: int) -> None:
         """All workers go on from ``step``, which needs no snapshot any more."""
@@ -115,14 +109,9 @@ class Tiers:
     def candidates(self) -> list[Candidate]:
         """What can be resumed from in memory."""
         return [
-            Candidate(attempt=whole.attempt, step=whole.step, name="memory", slot=whole.slot)
-            for whole in find_whole(self._board)
+            Candidate(attempt=whole.attempt, step=whole.step, name=MEMORY, slot=whole.slot)
+            for whole in self.slots.whole()
         ]
-
-    def set_aside(self, slot: int) -> None:
-        """What lies in a slot failed verification."""
-        for index in range(self._board.rows):
-            self._board.void(index, slot)
 
     def tick(self, now: float) -> None:
         """Order the next snapshot when it is due, and try again to save."""
@@ -139,8 +128,12 @@ class Tiers:
     def _order_next(self, cadence: Cadence, now: float) -> None:
         """Name the next boundary; one that was named for later gives way to an earlier one."""
         order = self._order
-        slot = self._free_slot() if order is None else order.slot
+        slot = self.slots.free() if order is None else order.slot
         entered = max(self._board.pulse(index).entered for index in range(self._board.rows))
+        if slot is None and self.slots.full:
+            slot = self.slots.on_disk()
+        if slot == SPILL:  # the training waits for it, so it is for what has to become durable
+            cadence = dataclasses.replace(cadence, memory=NEVER)
         wanted = self._target(cadence, entered, now)
         if slot is None or entered == 0 or wanted is None:
             return
@@ -165,12 +158,6 @@ class Tiers:
         """Somebody asked for a checkpoint: the next boundary that all can reach."""
         self._asked = True
 
-    def _free_slot(self) -> int | None:
-        whole = find_whole(self._board)
-        busy = {kept.slot for kept in (whole[0] if whole else None, self._saving) if kept is not None}
-        free = [slot for slot in range(SLOTS) if slot not in busy]
-        return free[0] if free else None
-
     def end(self) -> None:
         """The group is being ended: SIGTERM means leave now."""
         self._party.end()
@@ -179,7 +166,9 @@ class Tiers:
 
     def stop(self, lowest: int) -> int:
         """Have all ranks leave together; returns the step after which they do."""
-        self._order = None
+        entered = min(self._board.pulse(index).entered for index in range(self._board.rows))
+        if self._order is not None and entered <= self._order.step:
+            self._order = None  # not every rank will come to its boundary; else it ends first
         self._stop = self._party.stop(lowest, NONE)
         self._offer_stop()
         return self._stop
@@ -187,13 +176,13 @@ class Tiers:
     def _offer_stop(self) -> None:
         if self._order is not None or self._stop is None:
             return
-        newest = next(iter(find_whole(self._board)), None)
+        newest = self.slots.newest
         is_there = newest is not None and (newest.attempt, newest.step) == (self.attempt, self._stop)
         if is_there or self.cadence is None or not self.cadence.has_store:
             self._party.give_slot(NO_SNAPSHOT)
             self._order = _Order(self._stop, NO_SNAPSHOT, last=True)
             return
-        slot = self._free_slot()
+        slot = self.slots.for_last()
         if slot is not None:
             self._order = _Order(self._stop, slot, last=True)
             self._party.give_slot(slot)
@@ -209,21 +198,38 @@ class Tiers:
         if self._order is not None or self._final is None:
             return
         step, answer = self._final
-        newest = next(iter(find_whole(self._board)), None)
+        newest = self.slots.newest
         if newest is not None and (newest.attempt, newest.step) == (self.attempt, step):
             self._wanted = newest
             self._order = _Order(step, NO_SNAPSHOT, last=True)
             answer(None)
             return
-        slot = self._free_slot()
+        slot = self.slots.for_last()
         if slot is not None:
             self._order = _Order(step, slot, last=True)
             answer(slot)
 
     # What the ranks say.
 
-    def taken(self, rank: int, step: int, slot: int, stall_s: float | None, now: float) -> None:
-        """A rank has its part of the ordered snapshot, or (``None``) could not take it."""
+    def taken(self, rank: int, message: Taken, now: float) -> None:
+        """A rank has its part of the ordered snapshot."""
+        if rank == 0:
+            fresh = Whole(attempt=self.attempt, step=message.step, slot=message.slot)
+            self._metrics = {whole: known for whole, known in self._metrics.items() if whole.slot != fresh.slot}
+            self._metrics[fresh] = message.metrics
+        self._answered(rank, message.step, message.slot, message.stall_s, now)
+
+    def missed(self, rank: int, message: NotTaken, now: float) -> None:
+        """A rank could not take its part."""
+        order = self._order
+        if order is not None and (order.step, order.slot) == (message.step, message.slot):
+            order.again = order.again or message.soon
+            if message.full and message.slot != SPILL:
+                self.slots.full.add(message.slot)
+                order.again = True
+            self._answered(rank, message.step, message.slot, None, now)
+
+    def _answered(self, rank: int, step: int, slot: int, stall_s: float | None, now: float) -> None:
         order = self._order
         if order is None or (order.step, order.slot) != (step, slot):
             return
@@ -232,39 +238,70 @@ class Tiers:
             return
         if not order.last:
             self._order = None
-            self._party.clear()
+            if self._stop is None:
+                self._party.clear()
         stalls = [stall for stall in order.answered.values() if stall is not None]
-        newest = next(iter(find_whole(self._board)), None)
+        newest = self.slots.newest
         if len(stalls) < self._board.rows or newest is None or (newest.step, newest.slot) != (step, slot):
-            self.set_aside(slot)
-            if self.cadence is not None:
-                self.cadence = dataclasses.replace(self.cadence, taken_at=now)
+            self._not_whole(order, now)
             return
         self._floor = max(self._floor, step)
         saving = order.last or order.saved or (self.cadence is not None and wants_store(self.cadence, step, now))
         if self.cadence is not None:
             self.cadence = self.cadence.took(now, max(stalls), saving=saving)
+            self._show_cadence(self.cadence)
         self._told("snapshot", {"step": step, "slot": slot, "stall_s": round(max(stalls), 6)})
         if saving:
             self._wanted = newest
         if order.last or now >= self._retry_at:
             self._save_next(now)
-        if self.cadence is not None and not order.last:
+        if self.cadence is not None and not order.last and self._stop is None:
             self._order_next(self.cadence, now)
+
+    def _show_cadence(self, cadence: Cadence) -> None:
+        """Journal what an automatic cadence has come to, when that changes."""
+        memory_s = cadence.memory_s if cadence.memory is None else None
+        durable_s = cadence.durable_s if cadence.durable is None and cadence.has_store else None
+        shown = (memory_s, durable_s)
+        if all(_is_near(new, old) for new, old in zip(shown, self._shown, strict=True)):
+            return
+        self._shown = shown
+        self._told(
+            "cadence",
+            {
+                "memory_s": memory_s and round(memory_s, 3),
+                "durable_s": durable_s and round(durable_s, 3),
+                "stall_s": round(cadence.stall_s, 6),
+                "save_s": round(cadence.save_s, 3),
+                "mttf_s": round(cadence.mttf_s, 1),
+            },
+        )
+
+    def _not_whole(self, order: _Order, now: float) -> None:
+        """Some rank has no part of it. What had to be saved is asked for again where that may help."""
+        self.slots.void(order.slot)
+        if order.last:
+            if order.slot in self.slots.full and self.slots.on_disk() is not None:
+                self._order = None  # offered again, on disk
+            return
+        if self.cadence is None:
+            return
+        wanted = order.saved or wants_store(self.cadence, order.step, now)
+        self._asked = self._asked or (order.again and wanted)
+        self.cadence = dataclasses.replace(self.cadence, taken_at=now)
 
     # The store.
 
     def _save_next(self, now: float) -> None:
-        if self._wanted is None or self._saving is not None or not self.can_save:
+        if self._wanted is None or self.slots.saving is not None or not self.can_save:
             return
         # While the store was away snapshots went on: the newest is saved, not the one that was wanted then.
-        wanted = next(iter(find_whole(self._board)), None)
+        wanted = self.slots.newest
         self._wanted = None
         if wanted is None:
             return
         records = [self._board.record(index, wanted.slot) for index in range(self._board.rows)]
-        self._saving = wanted
-        files = tuple(_file(rank, record) for rank, record in enumerate(records) if record is not None)
+        self.slots.saving = wanted
 
         def request(number: int) -> Save:
             return Save(
@@ -273,17 +310,22 @@ class Tiers:
                 step=wanted.step,
                 world_size=self._board.rows,
                 began_from=self.began_from.get(wanted.attempt),
-                files=files,
+                records=tuple(record for record in records if record is not None),
                 versions=self.versions,
                 determinism=self.determinism,
+                metrics=self._metrics.get(wanted, {}),
+                rules=self.rules,
             )
 
         self._ask(request, lambda reply: self._save_answered(wanted, reply, now))
 
     def _save_answered(self, wanted: Whole, reply: Reply, now: float) -> None:
-        self._saving = None
+        self.slots.saving = None
         if isinstance(reply, Saved):
             self.durable_step = max(self.durable_step, reply.step)
+            self.slots.saved = wanted
+            if self.cadence is not None:
+                self.cadence = dataclasses.replace(self.cadence, save_s=reply.seconds)
             self._told(
                 "checkpoint",
                 {
@@ -291,6 +333,7 @@ class Tiers:
                     "attempt": reply.attempt,
                     "step": reply.step,
                     "seconds": round(reply.seconds, 3),
+                    "prune_s": round(reply.prune_s, 3),
                     "size_bytes": reply.size_bytes,
                     "pruned": list(reply.pruned),
                 },
@@ -299,7 +342,7 @@ class Tiers:
         elif isinstance(reply, Failed):
             self._told("save_failed", {"step": wanted.step, "why": reply.why})
             if reply.kind == "corrupt":
-                self.set_aside(wanted.slot)
+                self.slots.void(wanted.slot)
             elif self._wanted is None and (not self._settling or (not reply.answered and reply.kind == "internal")):
                 # At the end there is time for one thing: another saver, where the one before was killed.
                 self._wanted = wanted
@@ -309,23 +352,26 @@ class Tiers:
     def settle(self, now: float) -> None:
         """Make the newest whole snapshot durable, then say what is."""
         self._settling = True
-        newest = next(iter(find_whole(self._board)), None)
-        is_saved = newest is not None and self._saving == newest
+        newest = self.slots.newest
+        is_saved = newest is not None and self.slots.saving == newest
         if newest is not None and newest.step > self.durable_step and not is_saved:
             self._wanted = newest
             self._save_next(now)
         self._settle_on()
 
     def _settle_on(self) -> None:
-        if not self._settling or self._saving is not None:
+        if not self._settling or self.slots.saving is not None:
             return
         if self._wanted is not None and self.can_save is not False and self._wanted.step > self.durable_step:
             self._save_next(self._retry_at)
-            if not self._settling or self._saving is not None or self._wanted is not None:
+            if not self._settling or self.slots.saving is not None or self._wanted is not None:
                 return
         self._settling = False
         self._settled(self.durable_step)
 
 
-def _file(rank: int, record: SlotRecord) -> SlotFile:
-    return SlotFile(rank=rank, slot=record.slot, size=record.size, digest=record.digest)
+def _is_near(new: float | None, old: float | None) -> bool:
+    """Whether one need not be told again."""
+    if new is None or old is None:
+        return new is old
+    return abs(new - old) <= SHOWN_CHANGE * old

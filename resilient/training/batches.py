@@ -11,83 +11,41 @@ base seed for the first iterator of a process only.
 
 from __future__ import annotations
 
-import atexit
-import contextlib
-import signal
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final, Protocol
+from dataclasses import replace
+from typing import Any, Final
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from resilient.errors import CheckpointError, SettingsError
 from resilient.training import rng
-from resilient.training.seeding import Numbered, SeededData, WorkerStart
+from resilient.training.iterables import CountedSource, OwnSource, keeps_position
+from resilient.training.position import Position, Source, Tree, differences
+from resilient.training.seeding import Numbered, SeededData, Workers
 
-Tree = dict[str, Any]
-_LATER: Final = "resuming those comes with a later release"
+__all__ = ["Position", "Stream", "differences", "source_of"]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Position:
-    """How far a rank is in its data."""
-
-    seed: int
-    """Where the seeds of DataLoader workers come from; drawn once in a run."""
-    epoch: int = 0
-    used: int = 0
-    """Batches of the epoch that were given out; not those that workers have fetched ahead."""
-    start: Tree | None = None
-    """The generators when the epoch's sampler was first asked."""
-
-    def to_tree(self) -> Tree:
-        """As a part of the image."""
-        return {"seed": self.seed, "epoch": self.epoch, "used": self.used, "start": self.start}
-
-    @classmethod
-    def from_tree(cls, tree: Tree) -> Position:
-        """From a part of an image that ``differences`` found fine."""
-        return cls(seed=tree["seed"], epoch=tree["epoch"], used=tree["used"], start=tree["start"])
-
-
-def differences(tree: object) -> list[str]:
-    """What is wrong with a saved position."""
-    if tree is None:
-        return []
-    if not isinstance(tree, dict) or tree.keys() != {"seed", "epoch", "used", "start"}:
-        return ["run.data: not a position"]
-    numbers = [tree["seed"], tree["epoch"], tree["used"]]
-    if not all(type(number) is int for number in numbers) or min(numbers[1:]) < 0:
-        return ["run.data: not a position"]
-    start = tree["start"]
-    if start is None or (isinstance(start, dict) and start.keys() == {"rng", "generators"}):
-        return []
-    return ["run.data.start: not the state of generators"]
-
-
-class Source(Protocol):
-    """Batches, epoch after epoch."""
-
-    def open(self, position: Position, now: Tree | None) -> Iterator[Any]:
-        """The rest of an epoch; with ``now`` the generators end up there once what was used is skipped."""
-
-    def start(self) -> Tree | None:
-        """The generators when the present epoch's sampler was first asked."""
-
-    def close(self) -> None:
-        """No more batches are wanted."""
+_GONE: Final = object()
 
 
 def source_of(loader: Any, *, seed: int, rank: int) -> Source:
     """The source behind what the user gave; refused where the position could not be found again."""
     if isinstance(loader, DataLoader):
+        _refuse(loader)
+    if keeps_position(loader) and hasattr(loader, "__iter__"):
+        return OwnSource(loader, loader, _with_epochs(_samplers(loader)))
+    if isinstance(loader, DataLoader):
+        if isinstance(loader.dataset, IterableDataset):
+            if keeps_position(loader.dataset) and not loader.num_workers:
+                return OwnSource(loader, loader.dataset, [])
+            return CountedSource(loader, warn=rank == 0)
         return LoaderSource(loader, f"{seed}/{rank}")
     if isinstance(loader, Mapping | str | bytes) or not (hasattr(loader, "__getitem__") and hasattr(loader, "__len__")):
         what = "an iterator can be used once" if isinstance(loader, Iterator) else "it has no position to return to"
         raise SettingsError(
-            f"cannot resume a {type(loader).__name__}: {what}; give run.batches a DataLoader over a map-style "
-            f"data set or a list of batches ({_LATER})"
+            f"cannot resume a {type(loader).__name__}: {what}; give run.batches a DataLoader, a list of "
+            "batches, or a loader with state_dict and load_state_dict"
         )
     return SequenceSource(loader)
 
@@ -99,12 +57,13 @@ class SequenceSource:
         self._batches = batches
 
     def open(self, position: Position, now: Tree | None) -> Iterator[Any]:
+        position.must_be(own=False)
         if now is not None:
             rng.restore(now)
         return (self._batches[index] for index in range(position.used, len(self._batches)))
 
-    def start(self) -> Tree | None:
-        return None
+    def found(self) -> Tree:
+        return {"start": None, "own": None}
 
     def close(self) -> None:
         """Nothing is held."""
@@ -114,14 +73,11 @@ class LoaderSource:
     """A map-style DataLoader: a clone of it that has our sampler around its own."""
 
     def __init__(self, loader: DataLoader[Any], seed: str) -> None:
-        _refuse(loader)
         single = loader.batch_sampler is None
         inner = loader.sampler if single else loader.batch_sampler
         self._samplers = _samplers(loader)
         self._order = Order(inner, _generators(loader, self._samplers))
-        multiprocessing = loader.multiprocessing_context or torch.multiprocessing
-        self._ending = multiprocessing.RawValue("b", 0) if loader.num_workers else None
-        start = WorkerStart(loader.worker_init_fn, self._ending) if loader.num_workers else loader.worker_init_fn
+        self._workers = Workers(loader)
         order: dict[str, Any] = (
             {"batch_size": None, "sampler": self._order} if single else {"batch_sampler": self._order}
         )
@@ -133,39 +89,33 @@ class LoaderSource:
             collate_fn=loader.collate_fn,
             pin_memory=loader.pin_memory,
             timeout=loader.timeout,
-            worker_init_fn=start,
+            worker_init_fn=self._workers.start,
             multiprocessing_context=loader.multiprocessing_context,
             generator=loader.generator,
             prefetch_factor=loader.prefetch_factor,
             persistent_workers=loader.persistent_workers,
             **order,
         )
-        if loader.num_workers:
-            # multiprocessing ends its children with SIGTERM at exit and waits for them.
-            atexit.register(_end, self._ending)
 
     def open(self, position: Position, now: Tree | None) -> Iterator[Any]:
-        for sampler in self._samplers:
-            if callable(getattr(sampler, "set_epoch", None)):
-                sampler.set_epoch(position.epoch)
+        position.must_be(own=False)
+        for sampler in _with_epochs(self._samplers):
+            sampler.set_epoch(position.epoch)
         if position.start is None and now is not None:
             rng.restore(now)  # nothing to skip: the iterator's own draws belong to what comes
             now = None
         self._order.prepare(position, now)
-        if self._ending is not None:
-            self._ending.value = 0
-        with _sigterm_blocked(self._loader.num_workers):
+        with self._workers.beginning():
             iterator = iter(self._loader)
         if now is not None and self._loader.num_workers:
             rng.restore(now)  # the workers' base seed was drawn
         return iterator
 
-    def start(self) -> Tree | None:
-        return self._order.start
+    def found(self) -> Tree:
+        return {"start": self._order.start, "own": None}
 
     def close(self) -> None:
-        if self._ending is not None:
-            _end(self._ending)
+        self._workers.end()
 
 
 class Order:
@@ -217,9 +167,6 @@ class Order:
             generator.set_state(state.clone())
 
 
-_GONE: Final = object()
-
-
 class Stream:
     """Endless batches from a source, and the position in them."""
 
@@ -234,7 +181,7 @@ class Stream:
         """Where a run that is interrupted now has to go on."""
         if self._used == self._begun.used:
             return self._begun
-        return replace(self._begun, used=self._used, start=self._source.start())
+        return replace(self._begun, used=self._used, **self._source.found())
 
     def next(self, now: Tree | None) -> Any:
         """The next batch; ``now``, where given, is what the generators are put to before it is fetched."""
@@ -251,7 +198,7 @@ class Stream:
                 return batch
             if not self._used:
                 raise SettingsError("cannot train: the loader gives no batch; check data set, batch size, drop_last")
-            self._begun, self._used = replace(self._begun, epoch=self._begun.epoch + 1, used=0, start=None), 0
+            self._begun, self._used = replace(self._begun, epoch=self._begun.epoch + 1, used=0, start=None, own=None), 0
             self._epoch = None
 
     def close(self) -> None:
@@ -260,22 +207,14 @@ class Stream:
         self._epoch = None
 
 
-def _end(ending: Any) -> None:
-    ending.value = 1
-
-
 def _refuse(loader: DataLoader[Any]) -> None:
     why = None
-    if isinstance(loader.dataset, IterableDataset):
-        why = "its data set is iterable-style and has no positions"
-    elif type(loader).__iter__ is not DataLoader.__iter__:
-        why = f"{type(loader).__name__} iterates in its own way"
+    if type(loader).__iter__ is not DataLoader.__iter__ and not keeps_position(loader):
+        why = f"{type(loader).__name__} iterates in its own way; use a plain DataLoader, or give it state_dict"
     elif loader.num_workers and not getattr(loader, "in_order", True):
-        why = "in_order=False gives batches out in another order each time"
+        why = "in_order=False gives batches out in another order each time; leave it out"
     if why:
-        raise SettingsError(
-            f"cannot resume this DataLoader: {why}; use a map-style data set and a plain DataLoader ({_LATER})"
-        )
+        raise SettingsError(f"cannot resume this DataLoader: {why}")
 
 
 def _samplers(loader: DataLoader[Any]) -> list[Any]:
@@ -297,14 +236,5 @@ def _generators(loader: DataLoader[Any], samplers: list[Any]) -> list[torch.Gene
     return found
 
 
-@contextlib.contextmanager
-def _sigterm_blocked(workers: int) -> Iterator[None]:
-    """Workers that are started here inherit the block, and lift it when their own handler stands."""
-    if not workers:
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+def _with_epochs(samplers: list[Any]) -> list[Any]:
+    return [sampler for sampler in samplers if callable(getattr(sampler, "set_epoch", None))]

@@ -43,18 +43,19 @@ class Boundary:
         elif words[SNAPSHOT_STEP] == step and words[SNAPSHOT_SLOT] >= 0:
             self._snapshot(step)
 
-    def _snapshot(self, step: int) -> None:
+    def _snapshot(self, step: int, *, last: bool = False) -> None:
         # The order stays on the board until the host clears it, and a step that raised is entered again.
         if self._taken != step:
             self._taken = step
-            self._snapshots.take(step, self._words[SNAPSHOT_SLOT])
+            self._snapshots.take(step, self._words[SNAPSHOT_SLOT], last=last)
 
     def _stop(self, step: int) -> None:
         words = self._words
+        self._snapshots.finish()
         while words[SNAPSHOT_STEP] == step and words[SNAPSHOT_SLOT] == NONE and self._host_lives():
             pass  # an earlier snapshot is still being saved from the slot
         if words[SNAPSHOT_STEP] == step and words[SNAPSHOT_SLOT] >= 0:
-            self._snapshot(step)
+            self._snapshot(step, last=True)
         self._attachment.send(Leaving(step=step))
         saved = self._attachment.supervised or self.saved(step)
         raise SystemExit(int(ExitCode.PREEMPTED_SAVED if saved else ExitCode.PREEMPTED_UNSAVED))

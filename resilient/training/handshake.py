@@ -39,23 +39,21 @@ def receive(attachment: Attachment) -> FromHost:
     return answer
 
 
-def agree(
-    attachment: Attachment, parts: Mapping[str, Part], slots: Sequence[Slot], *, rank: int, world_size: int
-) -> tuple[Begin, Candidate | None]:
+def agree(attachment: Attachment, parts: Mapping[str, Part], slots: Sequence[Slot]) -> tuple[Begin, Candidate | None]:
     """Try what the host names until it says which one all ranks load; nothing is loaded here."""
     begin = receive(attachment)
     if not isinstance(begin, Begin):
         raise unexpected(begin)
 
     def read(order: Try) -> Candidate:
-        if order.slot is not None:
-            arena = slots[order.slot]
-            view = restore.read_memory(attachment.board, attachment.index, order.slot, arena, step=order.step)
-        elif begin.checkpoints is None:
-            raise CheckpointError("cannot restore: no URL of checkpoints is in force")
-        else:
-            view = restore.read_durable(begin.checkpoints, order.name, rank=rank, world_size=world_size)
-        return restore.check(order.name, view, parts, step=order.step)
+        record = attachment.board.record(attachment.index, order.slot)
+        if record is None or record.step != order.step:
+            raise CheckpointError(f"cannot restore {order.name}: slot {order.slot} holds no state of step {order.step}")
+        try:
+            return restore.read(order.name, record, slots[order.slot], parts)
+        except restore.Damaged:
+            attachment.board.void(attachment.index, order.slot)
+            raise
 
     return begin, _try_all(attachment, read)
 

@@ -32,7 +32,16 @@ _UNBEGUN: Final = 4
 class Progress:
     """Counts the steps of one run in this process and tells the board; all decorated functions share one counter."""
 
-    def __init__(self, board: Board, index: int, *, begin: Callable[[], None], boundary: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        board: Board,
+        index: int,
+        *,
+        begin: Callable[[], None],
+        boundary: Callable[[int], None],
+        fence: list[Callable[[], None] | None],
+    ) -> None:
+        """``fence`` has one element: what is called at the end of a step, if anything is."""
         self._words = board.words
         self._base = row_base(index)
         self._begin = begin
@@ -42,6 +51,7 @@ class Progress:
         self._gate = [_UNBEGUN]
         self._place = [OUTSIDE]
         self._driven = [False]
+        self._fence = fence
         self.decorated = False
         _alive.add(self)
 
@@ -128,7 +138,7 @@ class Progress:
         self.decorated = True
         words, count, gate, place, driven = self._words, self._count, self._gate, self._place, self._driven
         at_place, at_since, at_done = (self._base + n for n in (words_of.PLACE, words_of.SINCE_NS, words_of.DONE))
-        clock, passing, record = time.monotonic_ns, self.pass_boundary, self._record
+        clock, passing, record, fence = time.monotonic_ns, self.pass_boundary, self._record, self._fence
         longest = 0
 
         @functools.wraps(function)
@@ -143,6 +153,8 @@ class Progress:
             words[at_place] = STEP
             try:
                 result = function(*args, **kwargs)
+                if fence[0] is not None:
+                    fence[0]()  # no optimizer stepped, and what follows may change the state by hand
             except BaseException:
                 gate[0] = _OPEN
                 self._show(place[0])

@@ -3,28 +3,26 @@
 
 from __future__ import annotations
 
-import mmap
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from resilient import retry
-from resilient.checkpoint import digest, image, tensors
+from resilient.checkpoint import digest, pair, tensors
 from resilient.checkpoint.arena import Slot
-from resilient.checkpoint.store import open_store
-from resilient.checkpoint.survey import read_manifest
-from resilient.checkpoint.vault import Vault
 from resilient.errors import CheckpointError
-from resilient.link.board import Board
-from resilient.supervisor.samples import memory_available
+from resilient.link.board import SlotRecord
 from resilient.training import batches, rng
-from resilient.training.state import Memo, Part, in_load_order
+from resilient.training.state import Memo, OptimizerPart, Part, in_load_order
 
-_PATIENCE_S: Final = 60.0
-"""For a store that does not answer; the host has the longer patience."""
 _SHOWN: Final = 5
+
+
+class Damaged(CheckpointError):
+    """The bytes do not have their digest."""
+
+    kind = "damaged"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,42 +34,39 @@ class Candidate:
     state: Mapping[str, Any]
     rng: dict[str, Any]
     data: dict[str, Any] | None
+    memo: Memo = field(default_factory=dict)
+    """What has memory of its own already."""
+    size_bytes: int = 0
+    read_s: float = 0.0
 
 
-def read_memory(board: Board, index: int, slot: int, arena: Slot, *, step: int) -> memoryview:
-    """The image in a slot, verified."""
-    record = board.record(index, slot)
-    if record is None or record.step != step:
-        raise CheckpointError(f"cannot resume from memory: slot {slot} holds no snapshot of step {step}")
-    view = arena.view(record.size)
-    if not digest.matches(view, record.digest):
-        board.void(index, slot)
-        raise CheckpointError("cannot resume from memory: the snapshot does not have its digest")
-    return view
+def read(name: str, record: SlotRecord, slot: Slot, parts: Mapping[str, Part]) -> Candidate:
+    """The state in a slot, verified; memory that optimizers need anew is filled while the digests are made."""
+    begun = time.monotonic()
+    view = slot.view(record.size)
+    first, own = view[: record.tensors.size], view[record.own_offset :]
+    verified: list[bool] = []
+
+    def verify() -> None:
+        verified.append(digest.matches(own, record.own.digest) and digest.matches(first, record.tensors.digest))
+
+    verifier = threading.Thread(target=verify, name="resilient-digest")
+    verifier.start()
+    try:
+        candidate = check(name, first, own, parts, step=record.step)
+        for part_name, part in in_load_order(parts):
+            if isinstance(part, OptimizerPart):
+                part.prepare(candidate.state[part_name], candidate.memo)
+    finally:
+        verifier.join()
+        if verified != [True]:
+            raise Damaged(f"cannot restore {name}: what lies in memory does not have its digest")
+    return replace(candidate, size_bytes=record.size, read_s=time.monotonic() - begun)
 
 
-def read_durable(url: str, name: str, *, rank: int, world_size: int) -> memoryview:
-    """This rank's image of a checkpoint, verified."""
-    vault = Vault(open_store(url), clock=time.time)
-    patient = retry.store_small(_PATIENCE_S, threading.Event())
-    manifest = patient(read_manifest, vault.store, name)
-    if manifest.world_size != world_size:
-        raise CheckpointError(
-            f"cannot restore {name}: saved by {_ranks(manifest.world_size)}, this run has {_ranks(world_size)}; start "
-            f"with --nproc-per-node {manifest.world_size} or --fresh; other numbers of ranks come with a later release"
-        )
-    file = next(file for file in manifest.files if file.rank == rank)
-    available = memory_available()
-    if file.size == 0 or (available is not None and file.size > available):
-        raise CheckpointError(f"cannot restore {name}: its image has {file.size} bytes, there is room for {available}")
-    view = memoryview(mmap.mmap(-1, file.size))
-    patient(vault.read_image, name, file, view)
-    return view
-
-
-def check(name: str, view: memoryview, parts: Mapping[str, Part], *, step: int) -> Candidate:
-    """The image as a candidate for these parts; a :class:`CheckpointError` says what does not fit."""
-    tree = tensors.unflatten(image.read(view))
+def check(name: str, first: memoryview, second: memoryview, parts: Mapping[str, Part], *, step: int) -> Candidate:
+    """Two images as a candidate for these parts; a :class:`CheckpointError` says what does not fit."""
+    tree = tensors.unflatten(pair.read(first, second))
     if not isinstance(tree, dict) or tree.keys() != {"state", "run"}:
         raise CheckpointError(f"cannot restore {name}: the image is not one of a run")
     own, state = tree["run"], tree["state"]
@@ -91,7 +86,7 @@ def check(name: str, view: memoryview, parts: Mapping[str, Part], *, step: int) 
 
 def load(candidate: Candidate, parts: Mapping[str, Part]) -> None:
     """Put a candidate in place; where that fails half-way the error ends the worker."""
-    memo: Memo = {}  # one of all parts: what they shared they share again
+    memo = candidate.memo  # one of all parts: what they shared they share again
     for name, part in in_load_order(parts):
         try:
             part.load(candidate.state[name], memo)
@@ -100,7 +95,3 @@ def load(candidate: Candidate, parts: Mapping[str, Part]) -> None:
                 f"cannot restore state[{name!r}] from {candidate.name}: load_state_dict raised {type(error).__name__}: "
                 f"{error}; the state is half restored, so this worker ends"
             ) from error
-
-
-def _ranks(count: int) -> str:
-    return "1 rank" if count == 1 else f"{count} ranks"

@@ -9,18 +9,22 @@ snapshots; and at the end hand over the last state.
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Final, ParamSpec, TypeVar
+from numbers import Real
+from typing import Any, Final, ParamSpec, SupportsFloat, TypeVar
 
 import torch
+from torch.utils.data import IterableDataset
 
 from resilient import settings
 from resilient.checkpoint import tensors
 from resilient.core.exit_codes import ExitCode
+from resilient.core.retention import METRICS, is_metric
 from resilient.errors import SettingsError
 from resilient.link import attach
 from resilient.link.messages import (
@@ -43,7 +47,7 @@ from resilient.training.boundary import Boundary
 from resilient.training.error_record import LastWords
 from resilient.training.progress import Progress
 from resilient.training.restore import Candidate
-from resilient.training.snapshots import Snapshots
+from resilient.training.snapshots import Fence, Snapshots
 from resilient.training.state import owned, parts_of
 from resilient.version import version
 
@@ -62,7 +66,9 @@ class Run:
     everything in it is as it was after the step that is resumed from.
 
     ``checkpoints`` is a path or fsspec URL; ``every`` says how often to save there and ``snapshot_every`` how often
-    to memory, as a number of steps (``100``) or a duration (``"5min"``); ``keep`` is how many checkpoints stay.
+    to memory, as a number of steps (``100``) or a duration (``"5min"``); ``keep`` is how many checkpoints stay,
+    beside the first at or after each multiple of ``keep_every`` steps and the best by a metric, as in
+    ``keep_best="val_loss:min:3"``.
     RESILIENT_* variables and the flags of ``resilient run`` go before what is given here.
     """
 
@@ -74,6 +80,8 @@ class Run:
         every: int | str | None = None,
         snapshot_every: int | str | None = None,
         keep: int | None = None,
+        keep_every: int | None = None,
+        keep_best: str | None = None,
     ) -> None:
         if _built:
             raise SettingsError("cannot build a second Run: a worker has one; give all of its state to the first")
@@ -85,7 +93,8 @@ class Run:
             supervised=facts.link_fd is not None,
         )
         self._last_words.install()
-        given = {"checkpoints": checkpoints, "every": every, "snapshot_every": snapshot_every, "keep": keep}
+        given: dict[str, object] = {"checkpoints": checkpoints, "every": every, "snapshot_every": snapshot_every}
+        given |= {"keep": keep, "keep_every": keep_every, "keep_best": keep_best}
         texts = settings.run_texts({name: value for name, value in given.items() if value is not None})
         self._state = dict(state) if isinstance(state, Mapping) else {}
         self._parts = parts_of(state)
@@ -105,9 +114,12 @@ class Run:
         self._link = link = attach.attach(facts)
         _built.append(os.getpid())
         settings.forget_link()
-        self._snapshots = Snapshots(link, self._capture)
+        fence: Fence = [None]
+        self._snapshots = Snapshots(link, self._capture, self._parts, fence)
         self._boundary = Boundary(link, self._snapshots)
-        self._progress = Progress(link.board, link.index, begin=self._put_generators_back, boundary=self._boundary.act)
+        self._progress = Progress(
+            link.board, link.index, begin=self._put_generators_back, boundary=self._boundary.act, fence=fence
+        )
         signals.install(link.board, link.index, supervised=link.supervised, host_is_gone=link.host_is_gone)
         self._last_words.step = lambda: self._progress.entered
         without_stacks = _register_stacks(facts)
@@ -127,14 +139,17 @@ class Run:
         )
         if without_stacks:
             link.send(Note(text=without_stacks))
-        begin, candidate = handshake.agree(
-            link, self._parts, self._snapshots.slots, rank=facts.rank, world_size=facts.world_size
-        )
+        begin, candidate = handshake.agree(link, self._parts, self._snapshots.arenas.slots)
         self._attempt = self._snapshots.attempt = begin.attempt
         self._keeps = link.supervised or begin.checkpoints is not None
-        if candidate is not None:
-            self._load(candidate)
-        link.send(Restored(step=self._progress.done))
+        if candidate is None:
+            link.send(Restored(step=0))
+            return
+        begun = time.monotonic()
+        self._load(candidate)
+        took_s = time.monotonic() - begun
+        size_bytes = candidate.size_bytes
+        link.send(Restored(step=candidate.step, read_s=candidate.read_s, load_s=took_s, size_bytes=size_bytes))
 
     def _load(self, candidate: Candidate) -> None:
         restore.load(candidate, self._parts)
@@ -199,6 +214,22 @@ class Run:
             self._link.send(PhaseNamed(number=number, name=name))
         return self._progress.phase(number)
 
+    def metric(self, name: str, value: SupportsFloat) -> None:
+        """Say what was measured: the last value on rank 0 goes with each checkpoint, and ``keep_best`` goes by it.
+
+        ``name`` is a letter and up to 99 of letters, digits and ``_./-``; a run has at most 64. A value that is not
+        finite takes the one before away, so that a checkpoint never counts as the best by a loss of NaN.
+        """
+        if not isinstance(name, str) or not is_metric(name):
+            raise SettingsError(f"cannot use {name!r} as a metric: use a letter, then letters, digits and '_./-'")
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise SettingsError(f"cannot use a {type(value).__name__} for {name}: give a number; of a tensor, item()")
+        self._snapshots.metrics.pop(name, None)
+        if len(self._snapshots.metrics) >= METRICS:
+            raise SettingsError(f"cannot add the metric {name}: a run has at most {METRICS}; use fixed names")
+        if math.isfinite(value):
+            self._snapshots.metrics[name] = float(value)
+
     def batches(self, loader: Any, *, steps: int) -> Iterator[Any]:
         """Give batches, epoch after epoch, until the run has made ``steps`` steps in all; none if it has already.
 
@@ -233,11 +264,14 @@ class Run:
     def _refuse_double_position(self, loader: Any) -> None:
         """A sampler in ``state`` would go on where it was and be skipped forward once more."""
         batch_sampler = getattr(loader, "batch_sampler", None)
-        samplers = (getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
+        kept = [getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)]
+        if isinstance(getattr(loader, "dataset", None), IterableDataset):
+            kept.append(loader.dataset)
         for name, value in self._state.items():
-            if value is not None and any(value is sampler for sampler in samplers):
+            if value is not None and any(value is one for one in kept):
                 raise SettingsError(
-                    f"cannot use state[{name!r}]: run.batches keeps the position of the loader's sampler; leave it out"
+                    f"cannot use state[{name!r}]: run.batches keeps the position of the loader's "
+                    f"{type(value).__name__}; leave it out"
                 )
 
     def _iterate(self, stream: Stream, steps: int) -> Iterator[Any]:
@@ -265,6 +299,7 @@ class Run:
 
     def _hand_over(self, step: int) -> None:
         """All steps are done: the last state is saved like any other; a stop ordered now finds the work finished."""
+        self._snapshots.finish()
         self._link.send(AtEnd(step=step))
         try:
             answer = self._answer(FinalSlot)
@@ -272,7 +307,7 @@ class Run:
             return  # the supervisor's end is ours as well; without one the work is done all the same
         if answer.slot is None:
             return
-        self._snapshots.take(step, answer.slot)
+        self._snapshots.take(step, answer.slot, last=True)
         if not self._link.supervised and not self._boundary.saved(step):
             sys.stderr.write(f"resilient: the last state, of step {step}, could not be saved\n")
 

@@ -8,6 +8,7 @@ run's seed, the rank, the epoch and the number of the batch.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import hashlib
@@ -15,14 +16,14 @@ import os
 import random
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.util import get_temp_dir
 from types import FrameType
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -85,7 +86,7 @@ class WorkerStart:
         # torch's workers look for their parent every five seconds, and a restart should not wait for that.
         with contextlib.suppress(OSError, AttributeError):  # not on Linux
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-        # Blocked by the training process until here; see LoaderSource.
+        # Blocked by the training process until here; see Workers.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         if self._then is not None:
             self._then(worker_id)
@@ -96,3 +97,36 @@ class WorkerStart:
             os._exit(0)
         if self._ending.value:
             os._exit(0)  # as torch's own workers do when their owner ends them; anything else it takes for a crash
+
+
+class Workers:
+    """The worker processes of a loader, if it has any: how they begin, and when they may end."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self._ending: Any = None
+        self.start: Callable[[int], None] | None = loader.worker_init_fn
+        """Their ``worker_init_fn``."""
+        if loader.num_workers:
+            multiprocessing: Any = loader.multiprocessing_context or torch.multiprocessing
+            self._ending = multiprocessing.RawValue("b", 0)
+            self.start = WorkerStart(loader.worker_init_fn, self._ending)
+            # multiprocessing ends its children with SIGTERM at exit and waits for them.
+            atexit.register(self.end)
+
+    @contextlib.contextmanager
+    def beginning(self) -> Iterator[None]:
+        """Workers that are started in it inherit a block of SIGTERM, and lift it when their own handler stands."""
+        if self._ending is None:
+            yield
+            return
+        self._ending.value = 0
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def end(self) -> None:
+        """From now on they obey a SIGTERM."""
+        if self._ending is not None:
+            self._ending.value = 1

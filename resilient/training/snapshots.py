@@ -1,63 +1,190 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Taking a snapshot: the state of a rank as an image in memory that outlives the worker."""
+"""Taking a snapshot: the state of a rank as two images in memory that outlive the worker.
+
+At the boundary of a step everything is laid out, and what may change at any time is copied.
+Parameters and optimizer state follow behind the next forward and backward, and the first
+optimizer to step waits until they are copied. Then the digests are made, and only then does
+the slot count as whole.
+"""
 
 from __future__ import annotations
 
+import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from resilient.checkpoint import digest, image, tensors
-from resilient.checkpoint.arena import Slot
+from resilient.checkpoint import digest, pair, tensors
+from resilient.checkpoint.arena import NoRoom
 from resilient.link.attach import Attachment
-from resilient.link.board import SlotRecord
-from resilient.link.messages import NotTaken, Taken
-from resilient.supervisor.samples import memory_available
+from resilient.link.board import SPILL, Extent, SlotRecord
+from resilient.link.messages import Note, NotTaken, Taken
+from resilient.training import spill, steady
+from resilient.training.arenas import Arenas, Preparing
+from resilient.training.copying import Copying, copy_now
+from resilient.training.state import Part
+
+Fence = list[Callable[[], None] | None]
+"""One element: what has to be called before parameters may change, while something is being copied."""
+_CHANGED: Final = "a parameter or the state of an optimizer was changed before the optimizer's step"
 
 
 class Snapshots:
-    """The two slots of this rank, and how its state gets into them."""
+    """How the state of this rank gets into its slots."""
 
-    def __init__(self, attachment: Attachment, capture: Callable[[], dict[str, Any]]) -> None:
+    def __init__(
+        self, attachment: Attachment, capture: Callable[[], dict[str, Any]], parts: Mapping[str, Part], fence: Fence
+    ) -> None:
         self._attachment = attachment
         self._capture = capture
-        self._layout: image.Layout | None = None
+        self._parts = parts
+        self._fence = fence
+        self._plan: pair.Pair | None = None
+        self._known = tensors.Known()
+        self._waits: str | None = None
+        """Why the training waits for its copies; ``None`` until that is looked at."""
+        self._behind: threading.Thread | None = None
+        self._hooked = False
         self._warned = False
-        self.slots: Sequence[Slot] = [Slot.from_fd(fd) for fd in attachment.slot_fds]
+        self.arenas = Arenas(attachment.slot_fds, ranks=attachment.board.rows, say=self._say)
+        self._places = [pair.Places() for _ in self.arenas.slots]
         self.attempt = 0
+        self.metrics: dict[str, float] = {}
+        """The last value of each metric that the script has given."""
 
-    def take(self, step: int, slot: int) -> bool:
-        """Take the state after ``step`` into a slot, and tell the host; training goes on where that fails."""
+    def take(self, step: int, slot: int, *, last: bool = False) -> bool:
+        """Take the state after ``step`` into a slot, and tell the host; training goes on where that fails.
+
+        The ``last`` one is whole on return, others may become so later. False where it was not even begun.
+        """
+        self.finish()
         begun = time.monotonic()
         try:
-            self._take(step, slot)
-        except Exception as error:  # state_dict is the user's code, and a missed snapshot must not end the training
-            self._say_not_taken(step, slot, f"{type(error).__name__}: {error}")
+            taking = self._lay_out(step, slot, last)
+        except Preparing as preparing:
+            self._attachment.send(NotTaken(step=step, slot=slot, why=str(preparing), soon=True))
             return False
-        self._attachment.send(Taken(step=step, slot=slot, stall_s=time.monotonic() - begun))
+        except Exception as error:  # state_dict is the user's code, and a missed snapshot must not end the training
+            self._say_not_taken(step, slot, error)
+            return False
+        taking.stall_s = time.monotonic() - begun
+        if taking.copying is None:
+            return self._complete(taking)
+        self._fence[0] = lambda: self._wait(taking)
+        behind = threading.Thread(target=self._complete, args=(taking,), name="resilient-snapshot")
+        try:
+            behind.start()
+        except RuntimeError:  # no thread is to be had: the container's limit of processes counts them
+            self._fence[0] = None
+            return self._complete(taking)
+        self._behind = behind
         return True
 
-    def _take(self, step: int, slot: int) -> None:
-        index, board = self._attachment.index, self._attachment.board
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()  # a stream of the user's may still be writing
-        flat = tensors.flatten(self._capture(), path=())
-        self._layout = layout = image.plan(flat, self._layout)
-        arena = self.slots[slot]
-        arena.reserve(layout.size_bytes, memory_available())
-        view = arena.view(layout.size_bytes)
-        board.void(index, slot)
-        image.write(flat, layout, view)
-        record = SlotRecord(
-            slot=slot, attempt=self.attempt, step=step, size=layout.size_bytes, digest=digest.digest(view)
-        )
-        board.publish(index, record)
+    def finish(self) -> None:
+        """Wait until nothing is copied any more."""
+        if self._behind is not None:
+            self._behind.join()
+            self._behind = None
+        self._fence[0] = None
 
-    def _say_not_taken(self, step: int, slot: int, why: str) -> None:
-        self._attachment.send(NotTaken(step=step, slot=slot, why=why[:4096]))
-        if not self._warned:
+    def _lay_out(self, step: int, slot: int, last: bool) -> _Taking:
+        index, board = self._attachment.index, self._attachment.board
+        flat = tensors.flatten(self._capture(), path=(), known=self._known, behind=steady.behind(self._parts))
+        first, own = pair.split(flat)
+        self._plan = plan = pair.plan(first, own, self._plan)
+        self.arenas.make_room(slot, plan.size_bytes, at_once=last)
+        board.void(index, slot)
+        waits = last or slot == SPILL or self._must_wait()
+        if waits and torch.cuda.is_initialized():
+            torch.cuda.synchronize()  # a stream of the user's may still be writing
+        if slot == SPILL:
+            extents = spill.write(self.arenas.slots[slot].fd, first, own, plan)
+            return _Taking(step=step, slot=slot, extents=extents, metrics=dict(self.metrics))
+        view = self.arenas.view(slot, plan.size_bytes, pinned=torch.cuda.is_initialized())
+        behind, now = pair.targets(first, own, plan, view, self._places[slot])
+        views = (view[: plan.tensors.size_bytes], view[plan.own_offset :])
+        taking = _Taking(step=step, slot=slot, views=views, metrics=dict(self.metrics))
+        if waits:
+            copy_now([*now, *behind])
+            return taking
+        copy_now([copy for copy in now if copy[0].device.type != "cuda"])
+        taking.copying = Copying(behind, now=[copy for copy in now if copy[0].device.type == "cuda"])
+        taking.copying.start()
+        return taking
+
+    def _must_wait(self) -> bool:
+        if self._waits is None:
+            self._waits = steady.objection(self._parts)
+            if self._waits:
+                self._say(f"snapshots are copied at once, while the training waits: {self._waits}")
+        if not self._waits and not self._hooked:
+            self._hooked = True
+            # Compiled into a step it would be traced, and compiled again for each snapshot.
+            register_optimizer_step_pre_hook(torch.compiler.disable(self._before_step))
+        return bool(self._waits)
+
+    def _before_step(self, *_: object) -> None:
+        """Any optimizer of this process is about to change what it likes."""
+        if (fence := self._fence[0]) is not None:
+            fence()
+
+    def _wait(self, taking: _Taking) -> None:
+        """The fence: nothing that is being copied is changed before it is copied."""
+        assert taking.copying is not None, "only copies behind the training have a fence"
+        begun = time.monotonic()
+        taking.copying.fence()
+        taking.stall_s += time.monotonic() - begun
+        self._fence[0] = None
+
+    def _complete(self, taking: _Taking) -> bool:
+        """Copy what is left, seal, publish. Behind the training this runs on a thread of its own."""
+        try:
+            if taking.copying is not None and not taking.copying.run():
+                self._waits = _CHANGED
+                self._say(f"the snapshot of step {taking.step} is dropped, later ones are copied at once: {_CHANGED}")
+
+                self._attachment.send(NotTaken(step=taking.step, slot=taking.slot, why=_CHANGED, soon=True))
+                return False
+            self._attachment.board.publish(self._attachment.index, self._seal(taking))
+        except Exception as error:  # as above
+            self._say_not_taken(taking.step, taking.slot, error)
+            return False
+        taken = Taken(step=taking.step, slot=taking.slot, stall_s=taking.stall_s, metrics=taking.metrics)
+        self._attachment.send(taken)
+        return True
+
+    def _seal(self, taking: _Taking) -> SlotRecord:
+        first, own = taking.extents or [Extent(size=len(v), digest=digest.digest(v)) for v in taking.views]
+        return SlotRecord(slot=taking.slot, attempt=self.attempt, step=taking.step, tensors=first, own=own)
+
+    def _say(self, text: str) -> None:
+        self._attachment.send(Note(text=text[:4096]))
+
+    def _say_not_taken(self, step: int, slot: int, error: Exception) -> None:
+        why = f"{type(error).__name__}: {error}"[:4096]
+        self._attachment.send(NotTaken(step=step, slot=slot, why=why, full=isinstance(error, NoRoom)))
+        if not self._warned and not (isinstance(error, NoRoom) and slot != SPILL):
             self._warned = True
             warnings.warn(f"cannot take a snapshot of step {step}: {why}; training goes on without it", stacklevel=2)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Taking:
+    """One snapshot on its way into its slot."""
+
+    step: int
+    slot: int
+    views: Sequence[memoryview] = ()
+    """Both images in memory."""
+    extents: tuple[Extent, Extent] | None = None
+    """Of images that are not in memory, and whole."""
+    copying: Copying | None = None
+    """``None`` where all is copied already."""
+    metrics: Mapping[str, float]
+    stall_s: float = 0.0
+    """For which the training has waited so far."""

@@ -69,10 +69,10 @@ def _part(name: str, value: object) -> Part | None:
         return ModulePart(value)
     if isinstance(value, Optimizer):
         return OptimizerPart(value)
+    if isinstance(value, DataLoader):
+        return None  # `run.batches` keeps its position, also that of one with a state_dict
     if callable(getattr(value, "state_dict", None)) and callable(getattr(value, "load_state_dict", None)):
         return StatefulPart(value)
-    if isinstance(value, DataLoader):
-        return None  # `run.batches` keeps its position
     if isinstance(value, (dict, list)):
         return ContainerPart(value)
     raise SettingsError(
@@ -87,7 +87,9 @@ class ModulePart:
     def __init__(self, module: nn.Module) -> None:
         self._module = module
 
-    def _bare(self) -> nn.Module:
+    @property
+    def module(self) -> nn.Module:
+        """The bare module."""
         module = self._module
         while True:
             if isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
@@ -98,7 +100,11 @@ class ModulePart:
                 return module
 
     def capture(self) -> dict[str, Any]:
-        return dict(self._bare().state_dict())
+        module = self.module
+        if type(module).state_dict is not nn.Module.state_dict:
+            return dict(module.state_dict())  # the user's own, which takes what it takes
+        # The parameters themselves: what was found out about them is known at the next snapshot.
+        return dict(module.state_dict(keep_vars=True))
 
     def differences(self, saved: Any) -> list[str]:
         live = self.capture()
@@ -113,7 +119,7 @@ class ModulePart:
 
     def load(self, saved: Any, memo: Memo | None = None) -> None:
         memo = {} if memo is None else memo
-        module = self._bare()
+        module = self.module
         state = OrderedDict(
             (k, value if isinstance(value, Tensor) else owned(value, memo)) for k, value in saved.items()
         )
@@ -127,29 +133,29 @@ class ModulePart:
             module.load_state_dict(OrderedDict((key, owned(value, memo)) for key, value in state.items()))
         for key, value in self.capture().items():
             if isinstance(value, Tensor) and isinstance(saved.get(key), Tensor):
-                memo[id(saved[key])] = value
+                memo[id(saved[key])] = value.detach()
 
 
 class OptimizerPart:
     """A torch optimizer; a fresh one has no state yet, so saved state is checked against its parameters."""
 
     def __init__(self, optimizer: Optimizer) -> None:
-        self._optimizer = optimizer
+        self.optimizer = optimizer
 
     def capture(self) -> object:
-        return self._optimizer.state_dict()
+        return self.optimizer.state_dict()
 
     def _parameters(self) -> list[Tensor]:
-        return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def differences(self, saved: Any) -> list[str]:
         groups = saved.get("param_groups") if isinstance(saved, dict) else None
         if not isinstance(groups, list) or not isinstance(saved.get("state"), dict):
             return ["not an optimizer's state"]
-        live = self._optimizer.param_groups
+        live = self.optimizer.param_groups
         if [_group_size(group) for group in groups] != [len(group["params"]) for group in live]:
             return ["saved with other parameter groups than the optimizer has"]
-        missing = sorted({key for group in groups for key in self._optimizer.defaults.keys() - group.keys()})
+        missing = sorted({key for group in groups for key in self.optimizer.defaults.keys() - group.keys()})
         if missing:
             return [f"param_groups: saved without {missing[0]!r}; was it another kind of optimizer?"]
         return self._shape_differences(saved["state"])
@@ -168,7 +174,14 @@ class OptimizerPart:
 
     def _is_torchs_own(self) -> bool:
         """Others may keep state of any shape for a parameter."""
-        return type(self._optimizer).__module__.startswith("torch.optim")
+        return type(self.optimizer).__module__.startswith("torch.optim")
+
+    def prepare(self, saved: Any, memo: Memo) -> None:
+        """Give what has to lie beside the parameters its memory, ahead of ``load``; nothing live is touched."""
+        parameters = self._parameters()
+        for index, values in saved["state"].items():
+            for key, value in values.items():
+                _beside(parameters[index], key, value, memo)
 
     def load(self, saved: Any, memo: Memo | None = None) -> None:
         memo = {} if memo is None else memo
@@ -178,8 +191,8 @@ class OptimizerPart:
             for index, values in saved["state"].items()
         }
         rest = {key: owned(value, memo) for key, value in saved.items() if key != "state"}
-        self._optimizer.load_state_dict({**rest, "state": state})
-        for group, fresh in zip(self._optimizer.param_groups, rest["param_groups"], strict=True):
+        self.optimizer.load_state_dict({**rest, "state": state})
+        for group, fresh in zip(self.optimizer.param_groups, rest["param_groups"], strict=True):
             # They were copied once more: a learning rate that is a tensor may be held elsewhere as well.
             for key, value in fresh.items():
                 if (
@@ -189,7 +202,7 @@ class OptimizerPart:
                 ):
                     group[key] = value
         for index, values in state.items():
-            live = self._optimizer.state[parameters[index]]
+            live = self.optimizer.state[parameters[index]]
             for key, value in values.items():
                 # It was cast to the parameter's dtype: float32 moments of bfloat16 parameters would lose their bits.
                 if key != _ON_HOST and isinstance(value, Tensor) and isinstance(live.get(key), Tensor):

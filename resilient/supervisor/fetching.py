@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bringing a checkpoint of the store into memory, where the workers read it like any snapshot.
+
+The saver does the reading, as soon as the store is open and while the workers are still starting:
+they find in memory what they would have had to wait for, and have nothing to do with stores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from resilient.checkpoint.requests import Failed, Fetch, Fetched, Reply, Request
+from resilient.link.board import SPILL, Board
+from resilient.supervisor.agreement import Candidate
+from resilient.supervisor.samples import memory_available
+
+Submit = Callable[[Callable[[int], Request], Callable[[Reply], None]], None]
+Then = Callable[["Outcome"], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How it ended: in a slot, or why not."""
+
+    slot: int | None
+    why: str = ""
+    unreachable: bool = False
+    """The store did not answer for as long as it was asked, which says nothing of the checkpoint."""
+
+
+class Fetching:
+    """One checkpoint at a time."""
+
+    def __init__(
+        self,
+        board: Board,
+        submit: Submit,
+        free_slot: Callable[[], int | None],
+        journal: Callable[[str, Mapping[str, object]], None],
+    ) -> None:
+        self._board = board
+        self._submit = submit
+        self._free_slot = free_slot
+        self._journal = journal
+        self._name = ""
+        self._outcome: Outcome | None = None
+        self._then: Then | None = None
+        self.slot: int | None = None
+        """The slot that is being filled."""
+
+    def begin(self, candidate: Candidate, patience_s: float) -> None:
+        """Read ``candidate``; ``want`` asks for what became of it."""
+        if self.slot is not None:
+            return  # an earlier attempt's goes on
+        self._name, self._outcome, self._then = candidate.name, None, None
+        slot = self._free_slot()
+        self._ask(candidate, SPILL if slot is None else slot, patience_s)
+
+    def want(self, candidate: Candidate, patience_s: float, then: Then) -> None:
+        """Have ``candidate`` in a slot; ``then`` is told, once it is known."""
+        if self.slot is not None and self._name != candidate.name:
+            # What is being read for nobody ends first; there is one saver, and room for one.
+            self._then = lambda outcome: self.want(candidate, patience_s, then)
+            return
+        if self._name == candidate.name and self._outcome is not None and self._is_there(candidate, self._outcome):
+            then(self._outcome)
+            return
+        self.begin(candidate, patience_s)
+        self._then = then
+
+    def known(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """The candidates, with what was read from the store under its own name and with the slot that it lies in."""
+        outcome = self._outcome
+        read = [
+            replace(candidate, slot=outcome.slot)
+            for candidate in candidates
+            if outcome is not None and candidate.name == self._name and self._is_there(candidate, outcome)
+        ]
+        slots = {candidate.slot for candidate in read}
+        return read + [c for c in candidates if c.slot not in slots and c.name not in {one.name for one in read}]
+
+    def _is_there(self, candidate: Candidate, outcome: Outcome) -> bool:
+        """Whether what was read has not been written over since."""
+        if outcome.slot is None:
+            return False
+        records = [self._board.record(index, outcome.slot) for index in range(self._board.rows)]
+        return all(r is not None and (r.attempt, r.step) == (candidate.attempt, candidate.step) for r in records)
+
+    def _ask(self, candidate: Candidate, slot: int, patience_s: float) -> None:
+        self.slot = slot
+        for index in range(self._board.rows):
+            self._board.void(index, slot)
+
+        def request(number: int) -> Fetch:
+            return Fetch(
+                id=number,
+                name=candidate.name,
+                world_size=self._board.rows,
+                slot=slot,
+                available_bytes=memory_available(),
+                patience_s=patience_s,
+            )
+
+        self._submit(request, lambda reply: self._answered(candidate, slot, patience_s, reply))
+
+    def _answered(self, candidate: Candidate, slot: int, patience_s: float, reply: Reply) -> None:
+        if isinstance(reply, Fetched):
+            for index, record in enumerate(reply.records):
+                self._board.publish(index, record)
+            size_bytes = sum(record.size for record in reply.records)
+            self._journal("fetched", {"name": reply.name, "seconds": round(reply.seconds, 3), "size_bytes": size_bytes})
+            self._end(Outcome(slot=slot))
+        elif isinstance(reply, Failed) and reply.kind == "full" and slot != SPILL:
+            self._ask(candidate, SPILL, patience_s)
+        elif isinstance(reply, Failed) and reply.kind == "internal" and not reply.answered:
+            self._ask(candidate, slot, patience_s)  # the saver was killed: the next one is asked
+        elif isinstance(reply, Failed):
+            self._end(Outcome(slot=None, why=reply.why, unreachable=not reply.answered))
+
+    def _end(self, outcome: Outcome) -> None:
+        self.slot, self._outcome = None, outcome
+        then, self._then = self._then, None
+        if then is not None:
+            then(outcome)

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a position in the data is, as it is saved and found again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from resilient.errors import CheckpointError
+
+Tree = dict[str, Any]
+_KEYS = {"seed", "epoch", "used", "start", "own"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """How far a rank is in its data."""
+
+    seed: int
+    """Where the seeds of DataLoader workers come from; drawn once in a run."""
+    epoch: int = 0
+    used: int = 0
+    """Batches of the epoch that were given out; not those that workers have fetched ahead."""
+    start: Tree | None = None
+    """The generators when the epoch's sampler was first asked, or its data set."""
+    own: Any = None
+    """What the loader or data set itself says of its position, where it can."""
+
+    def to_tree(self) -> Tree:
+        """As a part of the image."""
+        return {"seed": self.seed, "epoch": self.epoch, "used": self.used, "start": self.start, "own": self.own}
+
+    @classmethod
+    def from_tree(cls, tree: Tree) -> Position:
+        """From a part of an image that ``differences`` found fine."""
+        return cls(**tree)
+
+    def must_be(self, *, own: bool) -> None:
+        """Raise CheckpointError where it was saved by another kind of loader than is to go on from it."""
+        if self.used and own is not (self.own is not None):
+            saved, given = ("keeps", "does not") if self.own is not None else ("does not keep", "does")
+            raise CheckpointError(
+                f"cannot resume the data: it was saved with a loader that {saved} its own position, and this one "
+                f"{given}; give run.batches the kind of loader that it was saved with"
+            )
+
+
+def differences(tree: object) -> list[str]:
+    """What is wrong with a saved position."""
+    if tree is None:
+        return []
+    if not isinstance(tree, dict) or tree.keys() != _KEYS:
+        return ["run.data: not a position"]
+    numbers = [tree["seed"], tree["epoch"], tree["used"]]
+    if not all(type(number) is int for number in numbers) or min(numbers[1:]) < 0:
+        return ["run.data: not a position"]
+    start = tree["start"]
+    if start is None or (isinstance(start, dict) and start.keys() == {"rng", "generators"}):
+        return []
+    return ["run.data.start: not the state of generators"]
+
+
+class Source(Protocol):
+    """Batches, epoch after epoch."""
+
+    def open(self, position: Position, now: Tree | None) -> Iterator[Any]:
+        """The rest of an epoch; with ``now`` the generators end up there once what was used is skipped."""
+
+    def found(self) -> Tree:
+        """``start`` and ``own`` of the position after the last batch that was given out."""
+
+    def close(self) -> None:
+        """No more batches are wanted."""

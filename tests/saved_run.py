@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run's directory with checkpoints in it, made as the saver makes them."""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from resilient.checkpoint import layout, pair, tensors
+from resilient.checkpoint.digest import digest
+from resilient.checkpoint.layout import AttemptRecord, FileRecord, Manifest, RankFiles
+from resilient.checkpoint.store import open_store
+from resilient.checkpoint.vault import Vault
+
+Tree = dict[str, Any]
+
+
+class SavedRun:
+    """A run at a path or URL."""
+
+    def __init__(self, url: str | Path) -> None:
+        self.url = str(url)
+        self.store = open_store(self.url)
+        self.vault = Vault(self.store, clock=lambda: 1.0)
+        self.run = self.vault.identify(make=True)
+
+    def claim(self, attempt: int, **fields: Any) -> None:
+        """An attempt that somebody has begun."""
+        values = {"index": 0, "pod": "p", "host": "h", "claimed_s": 1.0, "began_from": None, "held_s": 0.0, **fields}
+        self.vault.claim(AttemptRecord(attempt=attempt, submission="sub", token="t", **values))
+
+    def save(self, name: str, states: Sequence[Tree] | None = None, **fields: Any) -> str:
+        """A checkpoint of this name; ``states``: of rank 0, 1, ..."""
+        attempt, step = (int(part) for part in name.split("-"))
+        files: dict[str, FileRecord] = {}
+        images: dict[str, memoryview] = {}
+        ranks: list[RankFiles] = []
+        known: dict[str, str] = {}
+        for rank, state in enumerate(states or [small_state(step)]):
+            first, own = images_of(state, step)
+            text = digest(first)
+            ranks.append(
+                RankFiles(tensors=known.setdefault(text, layout.tensors_file(rank)), own=layout.rank_file(rank))
+            )
+            for file, image in ((ranks[-1].tensors, first), (ranks[-1].own, own)):
+                files[file] = FileRecord(file=file, size=len(image), digest=digest(image))
+                images[file] = image
+        values: Tree = {
+            "run": self.run.id,
+            "submission": "sub",
+            "began_from": None,
+            "created_s": 1.5e9,
+            "versions": {"torch": "2.13"},
+            "determinism": {},
+        }
+        manifest = Manifest(
+            attempt=attempt,
+            step=step,
+            world_size=len(ranks),
+            ranks=tuple(ranks),
+            files=tuple(files.values()),
+            **{**values, **fields},
+        )
+        return self.vault.save(manifest, images, lambda: None)
+
+    def path(self, name: str, file: str = "") -> Path:
+        """A file of a checkpoint, where the run is a directory."""
+        return Path(self.url) / "checkpoints" / name / file
+
+    def names(self) -> set[str]:
+        """Directories that are there."""
+        return {entry.name.split("/")[1] for entry in self.store.list(layout.CHECKPOINTS)}
+
+    def rewrite(self, name: str, **fields: Any) -> None:
+        """Change a manifest behind everybody's back."""
+        path = self.path(name, layout.MANIFEST)
+        path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def small_state(step: int) -> Tree:
+    """One parameter, and something of each rank's own."""
+    return {"model": {"weight": torch.nn.Parameter(torch.full((3, 2), float(step)))}, "extra": {"step": step}}
+
+
+def images_of(state: Mapping[str, Any], step: int) -> tuple[memoryview, memoryview]:
+    """Both images of a state, each beginning on a page."""
+    flat = tensors.flatten({"state": dict(state), "run": {"step": step, "rng": {}, "data": None}}, path=())
+    first, own = pair.split(flat)
+    plan = pair.plan(first, own, None)
+    view = memoryview(mmap.mmap(-1, plan.size_bytes))
+    for copies in pair.targets(first, own, plan, view, pair.Places()):
+        for source, target in copies:
+            target.copy_(source)
+    return view[: plan.tensors.size_bytes], view[plan.own_offset :]
