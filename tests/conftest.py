@@ -31,7 +31,7 @@ PR_SET_CHILD_SUBREAPER = 36
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
-ENDING_S = 10.0
+ENDING_S = 60.0
 """For processes that a test has told to end and did not wait for."""
 SHARED_MEMORY = Path("/dev/shm")
 

@@ -34,7 +34,7 @@ from resilient.link.messages import (
     Try,
 )
 
-WAIT_S = 30.0
+WAIT_S = 120.0
 FORK = multiprocessing.get_context("fork")
 
 

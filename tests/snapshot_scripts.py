@@ -116,7 +116,7 @@ class SteppingBehind(Training):
     def after(self) -> None:
         with torch.no_grad():
             for parameter in self.model.parameters():
-                parameter.sub_(0.1 * parameter.grad)
+                parameter.sub_(parameter.grad, alpha=0.1)  # type: ignore[arg-type]
 
 
 class TwoOptimizers(Training):
@@ -234,7 +234,7 @@ class Compiled(Training):
     def make_step(self, batch: Tensor) -> None:
         self.optimizer.zero_grad()
         self.backward(batch)
-        self.compiled()
+        self.compiled()  # type: ignore[no-untyped-call]
 
 
 class CompiledGraph(Compiled):
@@ -322,8 +322,7 @@ def train(kind: str, folder: Path, steps: int = STEPS, *, late: bool = True, gro
     if grown:
         training.grow()  # type: ignore[attr-defined]
     run = resilient.Run(state=training.state())
-    if run.resumed_from is not None:
-        note(folder / "restored", training, run)
+    note(folder / ("trained" if run.resumed_from is None else "restored"), training, run)
     step: Callable[[Tensor], None] = run.step(training.make_step)
     for batch in run.batches([torch.randn(4, 4) for _ in range(3)], steps=steps):
         training.number = run.step_number

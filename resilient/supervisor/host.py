@@ -71,7 +71,8 @@ class Host:
         self._saved: list[CheckpointRef] = []
         self._attempt: int | None = None
         self._agreed_on: Agreement | None = None
-        self._at_end: set[int] = set()
+        self._at_end: dict[int, int] = {}
+        """The step that each rank has come to the end of its loop with."""
         self._gone: set[int] = set()
         self._not_taken: dict[int, str] = {}
         self._released = False
@@ -170,6 +171,7 @@ class Host:
                 self._restored(rank, message, now)
             case ms.Steps():
                 self.total_steps = message.total
+                self._begin_loop(rank)
                 self.agreement.steps(rank, message, self.finished)
             case ms.PhaseNamed():
                 self.phases.setdefault(rank, {})[message.number] = message.name
@@ -336,9 +338,15 @@ class Host:
         self.tiers.rules = settings.retention
         self.tiers.train(cadence, self.agreement.step)
 
+    def _begin_loop(self, rank: int) -> None:
+        """A script may have several loops: the end of the one before is over once nobody is there any more."""
+        if self._at_end.pop(rank, None) is not None and not self._at_end:
+            self._released = False
+            self.tiers.go_on()
+
     def _end_reached(self, rank: int, step: int) -> None:
-        self._at_end.add(rank)
-        if len(self._at_end) == self._board.rows:
+        self._at_end[rank] = step
+        if list(self._at_end.values()) == [step] * self._board.rows:
             self.tiers.finish(step, self._answer_end)
         else:
             self._release_the_rest()
@@ -350,7 +358,12 @@ class Host:
 
     def _release_the_rest(self) -> None:
         incomplete = len(self._at_end) < self._board.rows
-        if incomplete and self._at_end and len(self._at_end | self._gone) == self._board.rows and not self._released:
+        if (
+            incomplete
+            and self._at_end
+            and len(self._at_end.keys() | self._gone) == self._board.rows
+            and not self._released
+        ):
             self._released = True
             self._answer_end(None)
 

@@ -194,6 +194,10 @@ class Tiers:
         self._final = (step, answer)
         self._offer_final()
 
+    def go_on(self) -> None:
+        """Another loop begins after the end of one."""
+        self._final = self._order = None
+
     def _offer_final(self) -> None:
         if self._order is not None or self._final is None:
             return
@@ -280,9 +284,8 @@ class Tiers:
     def _not_whole(self, order: _Order, now: float) -> None:
         """Some rank has no part of it. What had to be saved is asked for again where that may help."""
         self.slots.void(order.slot)
-        if order.last:
-            if order.slot in self.slots.full and self.slots.on_disk() is not None:
-                self._order = None  # offered again, on disk
+        if order.last:  # nobody waits for another try
+            self._told("save_failed", {"step": order.step, "why": "the last state could not be taken by every rank"})
             return
         if self.cadence is None:
             return

@@ -43,6 +43,8 @@ class Arenas:
         self._say = say
         self._free_bytes = free_bytes
         self._preparing: threading.Thread | None = None
+        self._refused: NoRoom | OSError | None = None
+        """Why memory could not be made ready: for whoever asks next."""
         self._pinned: dict[int, tuple[int, int]] = {}
         self._cannot_pin = False
 
@@ -55,6 +57,9 @@ class Arenas:
         arena = self.slots[slot]
         if size_bytes <= arena.room:
             return
+        refused, self._refused = self._refused, None
+        if refused is not None and slot != SPILL:
+            raise refused
         wanted = int(size_bytes * MARGIN)
         if slot != SPILL:
             self._check(arena, wanted)
@@ -96,7 +101,8 @@ class Arenas:
                 if arena.room < wanted:
                     self._check(arena, wanted)
                     arena.reserve(wanted, touch=True)
-            except NoRoom:
+            except (NoRoom, OSError) as error:
+                self._refused = error
                 return
 
     def _pin(self, slot: int) -> None:

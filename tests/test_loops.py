@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tests of scripts with several loops over ``run.batches``: each hands over its last state, and none waits for ever."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from supervised import HEAD, Folder
+
+_SCRIPT = (
+    HEAD
+    + """
+import resource, time
+import torch
+import resilient
+
+torch.set_num_threads(1)
+model = torch.nn.Linear(1, 1 << 19)
+LIMIT
+run = resilient.Run(state={"model": model}, every="1h", snapshot_every="1h")
+rank = int(os.environ["RANK"])
+
+@run.step
+def train_step(batch):
+    time.sleep(0.05 * rank)
+    note(f"{rank}:{run.step_number + 1}")
+
+loader = [torch.ones(1)] * 4
+for steps in (2, 4, 6):
+    for batch in run.batches(loader, steps=steps):
+        train_step(batch)
+    time.sleep(0.3)
+"""
+)
+FULL = "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))"
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_each_loop_hands_over_its_last_state(tmp_path: Path, ranks: int) -> None:
+    """Of all ranks, whichever comes to its end first."""
+    folder = Folder(tmp_path)
+    script = folder.script(_SCRIPT.replace("LIMIT", ""))
+    ended = folder.run("--checkpoints", folder.checkpoints, "--nproc-per-node", str(ranks), script)
+    assert (ended.code, ended.attempts) == (0, 1), ended.stderr
+    assert sorted(folder.notes) == [f"{rank}:{step}" for rank in range(ranks) for step in range(1, 7)]
+    assert [entry["step"] for entry in ended.entries("checkpoint")] == [2, 4, 6]
+
+
+def test_a_last_state_without_room_does_not_end_the_training(tmp_path: Path) -> None:
+    """Whatever it is offered then, the next loop goes on."""
+    folder = Folder(tmp_path)
+    script = folder.script(_SCRIPT.replace("LIMIT", FULL))
+    ended = folder.run("--checkpoints", folder.checkpoints, script)
+    assert (ended.code, ended.attempts) == (0, 1), ended.stderr
+    assert folder.notes == [f"0:{step}" for step in range(1, 7)]
+
+
+def test_a_script_of_its_own_ends_although_its_last_state_has_no_room(tmp_path: Path) -> None:
+    """It is told that the state is not saved, and waits no longer."""
+    folder = Folder(tmp_path)
+    script = folder.script(_SCRIPT.replace("LIMIT", FULL).replace("Run(", "Run(checkpoints=HERE / 'saved', "))
+    environ = folder.environment(tmp_path / "no-journal", {"RANK": "0", "WORLD_SIZE": "1"})
+    done = subprocess.run([sys.executable, str(script)], env=environ, stderr=subprocess.PIPE, timeout=40, check=False)
+    assert (done.returncode, b"could not be saved" in done.stderr) == (0, True), done.stderr
