@@ -22,7 +22,7 @@ SEEDS = {1: 61, 2: 8, 3: 5, 4: 3}
 # Kills.
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_kills_change_no_bit(tmp_path: Path, ranks: int, kills: int) -> None:
     """Workers go on from memory, a new supervisor from the newest checkpoint, and no bit tells of it."""
     check_kills(tmp_path, ranks, min(kills, 3))

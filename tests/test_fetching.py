@@ -12,7 +12,7 @@ from faulty_store import Arenas, SaverProcess
 from resilient.checkpoint.requests import Claim, Failed, Fetch, Fetched, Reply, Request
 from resilient.link.board import SPILL, Board, Extent, SlotRecord
 from resilient.supervisor.agreement import Candidate
-from resilient.supervisor.fetching import Fetching, Outcome
+from resilient.supervisor.fetching import MOST_DEATHS, Fetching, Outcome
 
 RANKS = 2
 OLD = Candidate(attempt=1, step=10, name="1-10")
@@ -124,11 +124,20 @@ def test_where_memory_is_full_the_disk_is_used(desk: Desk) -> None:
 
 
 def test_a_saver_that_was_killed_is_followed_by_the_next(desk: Desk) -> None:
-    """Its end says nothing about store or checkpoint."""
+    """Its end says nothing about store or checkpoint; on disk, in case it was killed for its memory."""
     desk.want(NEW)
     desk.fail("internal", answered=False)
     desk.answer(NEW)
-    assert desk.told == [Outcome(slot=1)]
+    assert desk.told == [Outcome(slot=SPILL)]
+
+
+def test_savers_that_are_killed_one_after_the_other_are_not_replaced_for_ever(desk: Desk) -> None:
+    """Something about this machine kills them, so another container is to try."""
+    desk.want(NEW)
+    for _ in range(MOST_DEATHS + 1):
+        desk.fail("internal", answered=False)
+    assert desk.asked == []
+    assert desk.told == [Outcome(slot=None, why="it is internal", unreachable=True)]
 
 
 def test_what_was_written_over_since_is_read_again(desk: Desk) -> None:

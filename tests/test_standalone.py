@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import pytest
 from chaos import steps_for, undisturbed
 from chaos_run import SCRIPT, TESTS, is_whole, trail
 from supervised import LIMIT_S, Folder, training
@@ -154,6 +155,7 @@ def test_training_goes_on_without_its_keeper(tmp_path: Path) -> None:
         assert training.durable[-1] < STEPS
 
 
+@pytest.mark.slow
 def test_torchrun_stops_and_goes_on_with_all_ranks_at_one_step(tmp_path: Path) -> None:
     """Whoever is signalled, all ranks save the same step; a later launch ends with the same bits."""
     with Training(tmp_path, TORCHRUN) as first:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from resilient.checkpoint.requests import Failed, Fetch, Fetched, Reply, Request
 from resilient.link.board import SPILL, Board
@@ -17,6 +18,8 @@ from resilient.supervisor.samples import memory_available
 
 Submit = Callable[[Callable[[int], Request], Callable[[Reply], None]], None]
 Then = Callable[["Outcome"], None]
+MOST_DEATHS: Final = 3
+"""Savers that may die over one checkpoint before that counts as a store that cannot be used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +47,7 @@ class Fetching:
         self._free_slot = free_slot
         self._journal = journal
         self._name = ""
+        self._deaths = 0
         self._outcome: Outcome | None = None
         self._then: Then | None = None
         self.slot: int | None = None
@@ -54,6 +58,7 @@ class Fetching:
         if self.slot is not None:
             return  # an earlier attempt's goes on
         self._name, self._outcome, self._then = candidate.name, None, None
+        self._deaths = 0
         slot = self._free_slot()
         self._ask(candidate, SPILL if slot is None else slot, patience_s)
 
@@ -114,9 +119,17 @@ class Fetching:
         elif isinstance(reply, Failed) and reply.kind == "full" and slot != SPILL:
             self._ask(candidate, SPILL, patience_s)
         elif isinstance(reply, Failed) and reply.kind == "internal" and not reply.answered:
-            self._ask(candidate, slot, patience_s)  # the saver was killed: the next one is asked
+            self._saver_died(candidate, reply.why, patience_s)
         elif isinstance(reply, Failed):
             self._end(Outcome(slot=None, why=reply.why, unreachable=not reply.answered))
+
+    def _saver_died(self, candidate: Candidate, why: str, patience_s: float) -> None:
+        """Ask the next one, with the slot on disk: it may have been killed for the memory that this takes."""
+        self._deaths += 1
+        if self._deaths > MOST_DEATHS:
+            self._end(Outcome(slot=None, why=why, unreachable=True))
+        else:
+            self._ask(candidate, SPILL, patience_s)
 
     def _end(self, outcome: Outcome) -> None:
         self.slot, self._outcome = None, outcome
