@@ -13,11 +13,11 @@ from resilient.link.messages import Note, NotTaken, Taken, Try
 
 BEHIND = [
     "Training", "Scaling", "Accumulating", "AccumulatingOverCalls", "SteppingBehind", "TwoOptimizers",
-    "AveragingBehind", "AveragingInside", "Searching", "Reshaping",
+    "AveragingBefore", "AveragingBehind", "AveragingInside", "Searching", "Reshaping",
 ]  # fmt: skip
 COMPILED = ["Compiled", "CompiledGraph"]
 AT_ONCE = {"Foreign": "no torch.optim.Optimizer", "Renormalising": "max_norm"}
-CHANGED = ["Changing", "AveragingBefore"]
+CHANGED = ["Changing"]
 
 
 def notes(host: Host) -> list[str]:

@@ -41,10 +41,12 @@ class Pair:
 
 
 def split(flat: Flat) -> tuple[Flat, Flat]:
-    """What may be copied behind the training, and the rest with all objects."""
-    first = {name: tensor for name, tensor in flat.tensors.items() if name in flat.behind}
-    rest = {name: tensor for name, tensor in flat.tensors.items() if name not in flat.behind}
-    return Flat(tensors=first, aliases={}, objects=""), Flat(tensors=rest, aliases=flat.aliases, objects=flat.objects)
+    """Parameters and what optimizers keep, and the rest with all objects."""
+    first = {name: tensor for name, tensor in flat.tensors.items() if name in flat.steady}
+    rest = {name: tensor for name, tensor in flat.tensors.items() if name not in flat.steady}
+    return Flat(tensors=first, aliases={}, objects="", behind=flat.behind), Flat(
+        tensors=rest, aliases=flat.aliases, objects=flat.objects
+    )
 
 
 def plan(tensors: Flat, own: Flat, previous: Pair | None) -> Pair:

@@ -71,6 +71,8 @@ class Flat:
     """Everything else, with names where the tensors were."""
     behind: Collection[str] = ()
     """Names of the tensors that change nowhere but in an optimizer's step."""
+    steady: Collection[str] = ()
+    """Names of these and of all parameters: what ranks may have alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,13 @@ def flatten(tree: object, *, path: Path = ("state",), known: Known | None = None
     objects = encode(tree, path=path, packer=collected.pack)
     if known is not None:
         known.entries = collected.entries
-    return Flat(tensors=collected.tensors, aliases=collected.aliases, objects=objects, behind=collected.names_behind)
+    return Flat(
+        tensors=collected.tensors,
+        aliases=collected.aliases,
+        objects=objects,
+        behind=collected.names_behind,
+        steady=collected.names_steady,
+    )
 
 
 def unflatten(flat: Flat) -> object:
@@ -167,6 +175,7 @@ class _Collector:
         self.aliases: dict[str, str] = {}
         self.entries: dict[int, _Entry] = {}
         self.names_behind: set[str] = set()
+        self.names_steady: set[str] = set()
         self._known = known
         self._behind = behind
         self._seen: dict[tuple[object, ...], str] = {}
@@ -191,8 +200,10 @@ class _Collector:
             self.aliases[name] = first
             return name
         self.tensors[name] = entry.detached
-        if entry.can_wait and (entry.is_parameter or id(tensor) in self._behind):
+        if entry.can_wait and id(tensor) in self._behind:
             self.names_behind.add(name)
+        if entry.is_parameter or id(tensor) in self._behind:
+            self.names_steady.add(name)
         return name
 
     def _free_name(self, plain: str) -> str:

@@ -51,7 +51,9 @@ class Arenas:
     def make_room(self, slot: int, size_bytes: int, *, at_once: bool) -> None:
         """Room for a snapshot. Raises :class:`NoRoom`, or :class:`Preparing` where getting it would hold training up
         and it need not be had ``at_once``."""
-        if self._preparing is not None and (at_once or not self._preparing.is_alive()):
+        if self._preparing is not None and not at_once and slot != SPILL and self._preparing.is_alive():
+            raise Preparing("memory for snapshots is being made ready")  # its new pages are being cleared
+        if self._preparing is not None and slot != SPILL:
             self._preparing.join()
             self._preparing = None
         arena = self.slots[slot]

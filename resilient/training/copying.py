@@ -15,12 +15,15 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Sequence
+from typing import Final
 
 import torch
 from torch import Tensor
 
 Copies = Sequence[tuple[Tensor, Tensor]]
 """Sources and their targets of the same shape and dtype; targets are in host memory, pinned for CUDA."""
+_LOOK_S: Final = 0.1
+"""There is no event for the end of the interpreter that a thread could wait for."""
 
 
 class Copying:
@@ -31,14 +34,14 @@ class Copying:
         self._host = [(source, target) for source, target in copies if source.device.type == "cpu"]
         self._devices = _by_device(copies)
         self._now = _by_device(now)
-        self._on_devices = [copy for group in self._devices.values() for copy in group]
-        self._host_marks = _marks(self._host)
-        self._device_marks = _marks(self._on_devices)
+        self._marks = _marks(copies)
+        self._sources = copies
         self._events: dict[torch.device, torch.cuda.Event] = {}
+        self._owner = threading.get_ident()
         self._lock = threading.Lock()
         self._copied = threading.Event()
-        self._host_holds = False
-        self._device_holds: bool | None = None
+        self._judged = threading.Event()
+        self._holds = False
 
     def start(self) -> None:
         """Queue what devices copy; each device's stream goes on with what was queued before and after."""
@@ -52,19 +55,19 @@ class Copying:
                 self._events[device] = side.record_event()
 
     def run(self) -> bool:
-        """Copy what lies in host memory and wait for the devices; False if a source was changed meanwhile."""
+        """Copy what lies in host memory, wait for devices and fence; False if a source was changed meanwhile."""
+        marks = dict(zip(map(id, (source for source, _ in self._sources)), self._marks, strict=True))
         try:
-            for (source, target), mark in zip(self._host, self._host_marks, strict=True):
-                if _mark(source) != mark:
+            for source, target in self._host:
+                if _mark(source) != marks[id(source)]:
                     break  # its memory may be gone
                 _copy(source, target)
-            self._host_holds = _marks(self._host) == self._host_marks
         finally:
             self._copied.set()
         for event in self._events.values():
             event.synchronize()
-        self._judge_devices()
-        return self._host_holds and self._device_holds is True
+        self._await_fence()
+        return self._holds
 
     @property
     def is_copied(self) -> bool:
@@ -72,17 +75,25 @@ class Copying:
         return self._copied.is_set()
 
     def fence(self) -> None:
-        """From here on sources may change: wait until what was copied of them is what they were."""
+        """From here on sources may change: wait until what was copied of them is what they were. To be called by the
+        thread that changes them: an operation raises the version only when it ends."""
         self._copied.wait()
-        self._judge_devices()
+        self._judge()
         for device, event in self._events.items():
             torch.cuda.current_stream(device).wait_event(event)
 
-    def _judge_devices(self) -> None:
-        """At the fence or once all is copied, whichever comes first: what changes later changes nothing any more."""
+    def _await_fence(self) -> None:
+        if threading.get_ident() == self._owner:
+            self._judge()
+        while not self._judged.wait(_LOOK_S):
+            if not threading.main_thread().is_alive():  # the interpreter ends: nobody changes anything any more
+                self._judge()
+
+    def _judge(self) -> None:
         with self._lock:
-            if self._device_holds is None:
-                self._device_holds = _marks(self._on_devices) == self._device_marks
+            if not self._judged.is_set():
+                self._holds = _marks(self._sources) == self._marks
+                self._judged.set()
 
 
 def _marks(copies: Copies) -> list[tuple[int, int]]:

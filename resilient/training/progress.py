@@ -193,6 +193,7 @@ class Progress:
 
     def _disown(self) -> None:
         self._gate[0] = _FORKED
+        self._fence[0] = None  # what is copied here is copied in the worker
 
 
 _alive: weakref.WeakSet[Progress] = weakref.WeakSet()

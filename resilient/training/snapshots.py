@@ -87,6 +87,8 @@ class Snapshots:
 
     def finish(self) -> None:
         """Wait until nothing is copied any more."""
+        if (fence := self._fence[0]) is not None:
+            fence()
         if self._behind is not None:
             self._behind.join()
             self._behind = None
@@ -106,14 +108,16 @@ class Snapshots:
             extents = spill.write(self.arenas.slots[slot].fd, first, own, plan)
             return _Taking(step=step, slot=slot, extents=extents, metrics=dict(self.metrics))
         view = self.arenas.view(slot, plan.size_bytes, pinned=torch.cuda.is_initialized())
-        behind, now = pair.targets(first, own, plan, view, self._places[slot])
+        shared, rest = pair.targets(first, own, plan, view, self._places[slot])
         views = (view[: plan.tensors.size_bytes], view[plan.own_offset :])
         taking = _Taking(step=step, slot=slot, views=views, metrics=dict(self.metrics))
         if waits:
-            copy_now([*now, *behind])
+            copy_now([*rest, *shared])
             return taking
+        late = [copy for name, copy in zip(first.tensors, shared, strict=True) if name in first.behind]
+        now = rest + [copy for name, copy in zip(first.tensors, shared, strict=True) if name not in first.behind]
         copy_now([copy for copy in now if copy[0].device.type != "cuda"])
-        taking.copying = Copying(behind, now=[copy for copy in now if copy[0].device.type == "cuda"])
+        taking.copying = Copying(late, now=[copy for copy in now if copy[0].device.type == "cuda"])
         taking.copying.start()
         return taking
 

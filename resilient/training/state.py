@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
@@ -162,13 +162,15 @@ class OptimizerPart:
 
     def _shape_differences(self, state: dict[Any, Any]) -> list[str]:
         parameters = self._parameters()
-        found = []
+        found: list[str] = []
+        # LBFGS keeps what belongs to all of them with the first.
+        is_per_parameter = self._is_torchs_own() and not isinstance(self.optimizer, LBFGS)
         for index, values in state.items():
             if not isinstance(index, int) or not 0 <= index < len(parameters) or not isinstance(values, dict):
                 return [f"state[{index!r}]: not the state of one of the {len(parameters)} parameters"]
             shape = parameters[index].shape
             for key, value in values.items():
-                if isinstance(value, Tensor) and self._is_torchs_own() and not _fits(value.shape, shape):
+                if isinstance(value, Tensor) and is_per_parameter and not _fits(value.shape, shape):
                     found.append(f"state[{index}].{key}: shape {tuple(value.shape)} for a parameter of {tuple(shape)}")
         return found
 

@@ -13,15 +13,11 @@ from resilient.training.state import ModulePart, OptimizerPart, Part
 
 
 def behind(parts: Mapping[str, Part]) -> set[int]:
-    """Ids of what optimizers keep for parameters: like these it may be copied while the next forward and backward
-    go on. Everything else, such as buffers, may change at any time."""
-    return {
-        id(value)
-        for part in parts.values()
-        if isinstance(part, OptimizerPart)
-        for values in part.optimizer.state.values()
-        for value in values.values()
-    }
+    """Ids of what may be copied while the next forward and backward go on: the parameters of optimizers, and what these
+    keep for them. Everything else may change at any time: buffers, and parameters that somebody changes by hand."""
+    optimizers = [part.optimizer for part in parts.values() if isinstance(part, OptimizerPart)]
+    kept = {id(v) for optimizer in optimizers for values in optimizer.state.values() for v in values.values()}
+    return kept | {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
 
 
 def objection(parts: Mapping[str, Part]) -> str:
