@@ -61,7 +61,7 @@ def test_tied_parameters_are_behind_once_and_those_of_no_optimizer_are_not() -> 
     model = nn.ModuleDict({"a": nn.Linear(2, 2, bias=False), "b": nn.Linear(2, 2, bias=False)})
     model["b"].weight = model["a"].weight
     model["c"] = nn.Linear(2, 2, bias=False).requires_grad_(False)
-    optimizer = torch.optim.SGD([model["a"].weight])
+    optimizer = torch.optim.SGD(model["a"].parameters())
     assert names({"model": model, "o": optimizer}) == ({"model.a.weight"}, {"model.c.weight"})
 
 
