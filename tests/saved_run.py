@@ -93,7 +93,7 @@ def images_of(state: Mapping[str, Any], step: int) -> tuple[memoryview, memoryvi
     first, own = pair.split(flat)
     plan = pair.plan(first, own, None)
     view = memoryview(mmap.mmap(-1, plan.size_bytes))
-    for copies in pair.targets(first, own, plan, view, pair.Places()):
-        for source, target in copies:
-            target.copy_(source)
+    targets = pair.targets(own, plan, view, pair.Places())
+    for source, target in [*targets.behind, *targets.at_once]:
+        target.copy_(source)
     return view[: plan.tensors.size_bytes], view[plan.own_offset :]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from trees import raw
 
-from resilient.training.copying import Copying, copy_now
+from resilient.training.copying import Batch, Copying, copy_now
 
 SOURCES: dict[str, Callable[[], Tensor]] = {
     "plain": lambda: torch.arange(6.0).reshape(2, 3),
@@ -37,7 +37,7 @@ def place_for(source: Tensor) -> Tensor:
 
 def copy_of(source: Tensor) -> tuple[Copying, Tensor]:
     target = place_for(source)
-    return Copying([(source, target)]), target
+    return Copying(Batch([(source, target)])), target
 
 
 @pytest.mark.parametrize("kind", SOURCES)
@@ -105,7 +105,7 @@ def test_another_tensor_in_the_parameters_place_changes_nothing() -> None:
 def test_one_changed_source_of_many_drops_all_of_them() -> None:
     """A snapshot is of one moment or is none."""
     sources = [torch.full((3,), float(number)) for number in range(5)]
-    copying = Copying([(source, place_for(source)) for source in sources])
+    copying = Copying(Batch([(source, place_for(source)) for source in sources]))
     sources[3].add_(1)
     assert not copying.run()
 
@@ -124,7 +124,7 @@ class Held(Copying):
     """One whose copying begins when the test says so."""
 
     def __init__(self, source: Tensor, target: Tensor) -> None:
-        super().__init__([(source, target)])
+        super().__init__(Batch([(source, target)]))
         self.go = threading.Event()
         self.result: list[bool] = []
         self.thread = threading.Thread(target=self._run_when_told)
@@ -162,7 +162,7 @@ def test_the_fence_holds_until_all_is_copied() -> None:
 
 def test_a_copy_that_fails_opens_the_fence() -> None:
     """Training goes on whatever becomes of a snapshot."""
-    copying = Copying([(torch.ones(2, 3).t(), torch.ones(5))])
+    copying = Copying(Batch([(torch.ones(2, 3).t(), torch.ones(5))]))
     with pytest.raises(RuntimeError):
         copying.run()
     copying.fence()
@@ -175,7 +175,7 @@ def test_devices_copy_by_themselves(kind: str) -> None:
     source = SOURCES[kind]().cuda()
     expected = raw(source.cpu())
     target = torch.empty(source.shape, dtype=source.dtype).pin_memory()
-    copying = Copying([(source, target)])
+    copying = Copying(Batch([(source, target)]))
     held: list[bool] = []
     copying.start()
     worker = threading.Thread(target=lambda: held.append(copying.run()))
@@ -191,7 +191,7 @@ def test_devices_copy_by_themselves(kind: str) -> None:
 def test_a_change_on_a_device_before_the_fence_is_noticed() -> None:
     """By the version, which the host raises when it queues the change."""
     source = torch.ones(1000).cuda()
-    copying = Copying([(source, torch.empty(1000).pin_memory())])
+    copying = Copying(Batch([(source, torch.empty(1000).pin_memory())]))
     copying.start()
     source.add_(1)
     copying.fence()

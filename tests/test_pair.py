@@ -33,9 +33,9 @@ def write(flat: Flat, previous: pair.Pair | None = None) -> tuple[pair.Pair, Ima
     first, own = pair.split(flat)
     plan = pair.plan(first, own, previous)
     view = memoryview(bytearray(plan.size_bytes))
-    for copies in pair.targets(first, own, plan, view, pair.Places()):
-        for source, target in copies:
-            target.copy_(source)
+    targets = pair.targets(own, plan, view, pair.Places())
+    for source, target in [*targets.behind, *targets.at_once]:
+        target.copy_(source)
     return plan, (view[: plan.tensors.size_bytes], view[plan.own_offset :])
 
 
@@ -100,16 +100,19 @@ def test_the_layout_of_the_step_before_is_kept() -> None:
 
 
 def test_places_are_looked_up_once_for_each_memory() -> None:
-    """They are made anew when the layout or the mapping changes, and never point into another slot."""
-    first, own = pair.split(flatten([nn.Parameter(torch.ones(3))]))
+    """They are made anew when the state or the mapping changes, and never point into another slot."""
+    weights = [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))]
+    first, own = pair.split(flatten(weights, behind={id(weights[0])}))
     plan, known = pair.plan(first, own, None), pair.Places()
     views = [memoryview(bytearray(plan.size_bytes)) for _ in range(2)]
-    behind = [pair.targets(first, own, plan, view, known)[0][0][1] for view in (views[0], views[0], views[1])]
-    assert behind[0] is behind[1]
-    behind[2].fill_(7)
+    found = [pair.targets(own, plan, view, known) for view in (views[0], views[0], views[1])]
+    assert [[source.numel() for source, _ in copies] for copies in (found[0].behind, found[0].at_once)] == [[3], [2]]
+    assert found[0].behind is found[1].behind
+    found[2].behind[0][1].fill_(7)
     assert not any(views[0][plan.tensors.header_bytes : plan.tensors.size_bytes])
-    with pytest.raises(CheckpointError, match="have changed since it was planned"):
-        pair.targets(pair.split(flatten([nn.Parameter(torch.ones(4))]))[0], own, plan, views[0], known)
+    again = pair.plan(pair.split(flatten(weights))[0], own, plan)
+    assert again.tensors is plan.tensors
+    assert pair.targets(own, again, views[1], known).behind == []
 
 
 def parts(tree: object) -> tuple[Flat, Flat]:

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from trees import DTYPES, raw, same, states
 
-from resilient.checkpoint.tensors import Flat, Known, flatten, tensor_of, unflatten
+from resilient.checkpoint.tensors import Flat, Gathering, flatten, tensor_of, unflatten
 from resilient.errors import CheckpointError
 
 
@@ -38,20 +38,30 @@ CHANGES: dict[str, Callable[[torch.Tensor], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_is_known_of_a_tensor_is_forgotten_when_it_changes(change: str) -> None:
-    """A tensor that stays the same object, at the same place, can still be read in another way."""
+def test_a_gathering_tells_whether_its_tensors_are_read_as_they_were(change: str) -> None:
+    """A tensor that stays the same object, at the same place, can still be read in another way; its bits may change."""
     tensor = (torch.arange(6.0) * (1 + 1j)).reshape(2, 3)
-    state, known = {"it": tensor, "same": tensor, "other": torch.ones(2)}, Known()
-    for _ in range(2):
-        first = flatten(state, known=known)
+    gathering = Gathering()
+    gathering.encode({"it": tensor, "same": tensor, "other": torch.ones(2)}, ("state",))
+    assert gathering.are_as_they_were()
     CHANGES[change](tensor)
-    found, fresh = flatten(state, known=known), flatten(state)
-    if change != "emptied":  # nothing is left to be compared
-        assert same(unflatten(found), unflatten(fresh))
-    assert found.tensors.keys() == fresh.tensors.keys() == first.tensors.keys()
-    assert found.aliases == fresh.aliases == {"state.same": "state.it"}
-    assert found.tensors["state.it"].stride() == tensor.stride()
-    assert found.tensors["state.other"] is first.tensors["state.other"]
+    assert gathering.are_as_they_were() == (change == "with other bits")
+    assert gathering.lie_where_they_lay() == (change not in ("moved", "beginning later", "emptied"))
+
+
+def test_trees_that_are_gathered_one_after_the_other_are_one_state() -> None:
+    """Names are given once, and what is tied to a tensor of an earlier tree is kept there."""
+    weight = torch.ones(2)
+    one = Gathering()
+    assert (
+        one.encode({"a b": weight, "a_b": torch.zeros(2)}, ("x",))
+        == '{"a b":{"$tensor":"x.a_b"},"a_b":{"$tensor":"x.a_b~2"}}'
+    )
+    two = Gathering(after=one)
+    assert two.encode([weight, torch.ones(1)], ("x", "a?b")) == '[{"$tensor":"x.a_b.0"},{"$tensor":"x.a_b.1"}]'
+    assert two.encode({"a.b": torch.ones(1)}, ("x",)) == '{"a.b":{"$tensor":"x.a.b"}}'
+    assert two.encode({"a%b": torch.ones(1)}, ("x",)) == '{"a%b":{"$tensor":"x.a_b~3"}}'
+    assert (set(two.tensors), two.aliases) == ({"x.a_b.1", "x.a.b", "x.a_b~3"}, {"x.a_b.0": "x.a_b"})
 
 
 def test_names_are_paths() -> None:

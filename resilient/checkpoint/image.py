@@ -96,41 +96,30 @@ def plan(flat: Flat, previous: Layout | None = None) -> Layout:
     )
 
 
-def places(layout: Layout, buffer: Buffer) -> dict[str, torch.Tensor]:
-    """Where each tensor of an image lies in exactly ``layout.size_bytes`` bytes, as tensors that share their memory."""
-    view = _whole(layout, buffer)
-    return {name: _tensor(view, span) for name, span in layout.spans.items()}
-
-
-def targets(
-    flat: Flat, layout: Layout, buffer: Buffer, known: Mapping[str, torch.Tensor] | None = None
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Write the header, and give each tensor of ``flat`` with the place that it is to be copied to.
-
-    ``known``: the ``places`` of this very layout in this very buffer, where they are known already.
-    """
-    view = _whole(layout, buffer)
-    view[: layout.header_bytes] = layout.header
-    if not _same_tensors(flat, layout.spans):
-        raise CheckpointError("cannot write image: its tensors have changed since it was planned; do plan it again")
-    found = places(layout, view) if known is None else known
-    return [(tensor, found[name]) for name, tensor in flat.tensors.items()]
-
-
-def write(flat: Flat, layout: Layout, buffer: Buffer) -> None:
-    """Copy the state that ``layout`` was planned for, from its devices into exactly ``layout.size_bytes`` bytes."""
-    for source, target in targets(flat, layout, buffer):
-        target.copy_(source)
-
-
-def _whole(layout: Layout, buffer: Buffer) -> memoryview:
+def write_header(layout: Layout, buffer: Buffer) -> memoryview:
+    """Write everything before the tensors into exactly ``layout.size_bytes`` bytes, and give these."""
     view = memoryview(buffer).cast("B")
     if view.readonly or len(view) != layout.size_bytes:
         raise CheckpointError(
             f"cannot write image: it needs {layout.size_bytes} writable bytes and got {len(view)}; "
             "do give it the view that its layout asks for"
         )
+    view[: layout.header_bytes] = layout.header
     return view
+
+
+def targets(flat: Flat, layout: Layout, buffer: Buffer) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Write the header, and give each tensor of ``flat`` with the place that it is to be copied to."""
+    view = write_header(layout, buffer)
+    if not _same_tensors(flat, layout.spans):
+        raise CheckpointError("cannot write image: its tensors have changed since it was planned; do plan it again")
+    return [(tensor, _tensor(view, layout.spans[name])) for name, tensor in flat.tensors.items()]
+
+
+def write(flat: Flat, layout: Layout, buffer: Buffer) -> None:
+    """Copy the state that ``layout`` was planned for, from its devices into exactly ``layout.size_bytes`` bytes."""
+    for source, target in targets(flat, layout, buffer):
+        target.copy_(source)
 
 
 def read(buffer: Buffer) -> Flat:

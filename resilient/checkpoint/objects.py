@@ -17,8 +17,8 @@ import json
 import math
 import re
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, TypeAlias
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Final, TypeAlias, cast
 
 import numpy as np
 
@@ -32,6 +32,7 @@ Packer: TypeAlias = Callable[[object, Path], "tuple[str, Json] | None"]
 """Gives the tag and body of a value of a type that is not on the list here, else None."""
 
 _WIDE_INT: Final = 1 << 63
+_JUST_INTS: Final = frozenset([int])
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
@@ -45,6 +46,13 @@ def render(path: Path) -> str:
 def encode(value: object, *, path: Path = ("state",), packer: Packer | None = None) -> str:
     """Write a value as text, the same in every process; CheckpointError names the path of what cannot be saved."""
     return json.dumps(_pack(value, path, packer), separators=(",", ":"), allow_nan=False)
+
+
+def encode_fields(fields: Mapping[str, str]) -> str:
+    """Write a dict with plain keys whose values are written already."""
+    if all(map(_is_plain_key, fields)):
+        return "{" + ",".join(f"{json.dumps(key)}:{text}" for key, text in fields.items()) + "}"
+    return '{"$dict":[' + ",".join(f"[{encode(key)},{text}]" for key, text in fields.items()) + "]}"
 
 
 def decode(text: str, *, unpackers: Mapping[str, Unpacker] | None = None) -> object:
@@ -115,19 +123,27 @@ def _is_plain_numpy(value: np.ndarray[Any, Any] | np.generic) -> bool:
     return type(value) in (np.ndarray, value.dtype.type) and value.dtype.str in DTYPES
 
 
-def _pack_items(values: Iterable[object], path: Path, packer: Packer | None) -> list[Json]:
+def _pack_items(values: Collection[object], path: Path, packer: Packer | None) -> list[Json]:
+    if values and _JUST_INTS.issuperset(map(type, values)):
+        ints = cast("list[int]", [*values])  # generators and optimizers have thousands
+        if min(ints) >= -_WIDE_INT and max(ints) < _WIDE_INT:
+            return cast("list[Json]", ints)
     return [_pack(item, (*path, index), packer) for index, item in enumerate(values)]
 
 
-def _pack_set(values: Iterable[object], path: Path, _: Packer | None) -> list[Json]:
+def _pack_set(values: Collection[object], path: Path, _: Packer | None) -> list[Json]:
     # The order of a set of strings differs from process to process.
     return sorted(_pack_items(values, path, None), key=json.dumps)
 
 
 def _pack_dict(value: dict[object, object], path: Path, packer: Packer | None) -> Json:
-    if all(type(key) is str and not key.startswith("$") and not _SURROGATE.search(key) for key in value):
+    if all(map(_is_plain_key, value)):
         return {str(key): _pack(item, (*path, key), packer) for key, item in value.items()}
     return {"$dict": _pack_pairs(value, path, packer)}
+
+
+def _is_plain_key(key: object) -> bool:
+    return type(key) is str and not key.startswith("$") and not _SURROGATE.search(key)
 
 
 def _pack_pairs(value: Mapping[Any, object], path: Path, packer: Packer | None) -> list[Json]:

@@ -26,6 +26,8 @@ Copies = list[tuple[torch.Tensor, torch.Tensor]]
 class Pair:
     """The plan of a slot."""
 
+    first: Flat
+    """What the first image was planned for."""
     tensors: image.Layout
     own: image.Layout
 
@@ -40,6 +42,16 @@ class Pair:
         return self.own_offset + self.own.size_bytes
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Targets:
+    """What is to be copied into a slot."""
+
+    behind: Copies
+    """Into the first image, while the training goes on; the very same list as long as nothing of it has changed."""
+    at_once: Copies
+    """Into both images."""
+
+
 def split(flat: Flat) -> tuple[Flat, Flat]:
     """Parameters and what optimizers keep, and the rest with all objects."""
     first = {name: tensor for name, tensor in flat.tensors.items() if name in flat.steady}
@@ -52,33 +64,41 @@ def split(flat: Flat) -> tuple[Flat, Flat]:
 def plan(tensors: Flat, own: Flat, previous: Pair | None) -> Pair:
     """Lay out both images, where those of ``previous`` are if that is possible."""
     if previous is None:
-        return Pair(tensors=image.plan(tensors), own=image.plan(own))
-    return Pair(tensors=image.plan(tensors, previous.tensors), own=image.plan(own, previous.own))
+        return Pair(first=tensors, tensors=image.plan(tensors), own=image.plan(own))
+    same = previous.first is tensors
+    first = previous.tensors if same else image.plan(tensors, previous.tensors)
+    return Pair(first=tensors, tensors=first, own=image.plan(own, previous.own))
 
 
 class Places:
-    """Where the tensors of the first image lie in one slot, as long as neither its layout nor its memory changes."""
+    """Where the tensors of the first image go in one slot, as long as they, its layout and its memory stay the same.
+
+    Large models have thousands of tensors, and training waits for this.
+    """
 
     def __init__(self) -> None:
-        self._layout: image.Layout | None = None
-        self._memory: object = None
-        self._found: dict[str, torch.Tensor] = {}
+        self._known: tuple[object, object, object] | None = None
+        self._behind: Copies = []
+        self._at_once: Copies = []
 
-    def of(self, layout: image.Layout, view: memoryview) -> dict[str, torch.Tensor]:
-        """Large models have thousands of tensors, and training waits for this."""
-        if self._layout is not layout or self._memory is not view.obj:
-            self._layout, self._memory = layout, view.obj
-            self._found = image.places(layout, view)
-        return self._found
+    def of(self, pair: Pair, view: memoryview) -> tuple[Copies, Copies]:
+        """What is copied behind the training, and what at once; the header is written."""
+        known = (pair.first, pair.tensors, view.obj)
+        if self._known is not None and all(a is b for a, b in zip(self._known, known, strict=True)):
+            image.write_header(pair.tensors, view)
+            return self._behind, self._at_once
+        copies = dict(zip(pair.first.tensors, image.targets(pair.first, pair.tensors, view), strict=True))
+        self._behind = [copy for name, copy in copies.items() if name in pair.first.behind]
+        self._at_once = [copy for name, copy in copies.items() if name not in pair.first.behind]
+        self._known = known
+        return self._behind, self._at_once
 
 
-def targets(tensors: Flat, own: Flat, pair: Pair, view: memoryview, known: Places) -> tuple[Copies, Copies]:
-    """Write both headers; what is then to be copied, into the first image and into the second."""
-    first, second = view[: pair.tensors.size_bytes], view[pair.own_offset : pair.size_bytes]
-    return (
-        image.targets(tensors, pair.tensors, first, known.of(pair.tensors, first)),
-        image.targets(own, pair.own, second),
-    )
+def targets(own: Flat, pair: Pair, view: memoryview, places: Places) -> Targets:
+    """Write both headers; what is then to be copied."""
+    behind, at_once = places.of(pair, view[: pair.tensors.size_bytes])
+    rest = image.targets(own, pair.own, view[pair.own_offset : pair.size_bytes])
+    return Targets(behind=behind, at_once=at_once + rest)
 
 
 def read(tensors: memoryview, own: memoryview) -> Flat:

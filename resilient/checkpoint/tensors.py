@@ -82,33 +82,13 @@ class TensorName:
     name: str
 
 
-class Known:
-    """Tensors that were found fit to be saved: they need no second look while they stay where they are.
-
-    Large models have thousands, and training waits while a state is taken apart.
-    """
-
-    def __init__(self) -> None:
-        self.entries: dict[int, _Entry] = {}
-
-
-def flatten(tree: object, *, path: Path = ("state",), known: Known | None = None, behind: Collection[int] = ()) -> Flat:
+def flatten(tree: object, *, path: Path = ("state",), behind: Collection[int] = ()) -> Flat:
     """Take a state apart; CheckpointError names the path of what cannot be saved exactly.
 
-    ``known`` is filled for the next time. ``behind`` holds ids of tensors that change nowhere but in an optimizer's
-    step, as parameters do.
+    ``behind`` holds ids of tensors that change nowhere but in an optimizer's step, as parameters do.
     """
-    collected = _Collector(known.entries if known else {}, behind)
-    objects = encode(tree, path=path, packer=collected.pack)
-    if known is not None:
-        known.entries = collected.entries
-    return Flat(
-        tensors=collected.tensors,
-        aliases=collected.aliases,
-        objects=objects,
-        behind=collected.names_behind,
-        steady=collected.names_steady,
-    )
+    gathering = Gathering(behind=behind)
+    return gathering.flat(gathering.encode(tree, path))
 
 
 def unflatten(flat: Flat) -> object:
@@ -151,36 +131,45 @@ def _nonsense(why: str) -> CheckpointError:
     return CheckpointError(f"cannot read the objects of a checkpoint: {why}; do use another checkpoint")
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """One tensor, kept so that its id stays its own."""
+class Gathering:
+    """Takes several trees apart as one state: a name is given once, and what is tied anywhere in it is kept once."""
 
-    tensor: torch.Tensor
-    address: int
-    path: Path
-    plain_name: str
-    detached: torch.Tensor
-    identity: tuple[object, ...] | None
-    """``None``: it has no elements and is tied to nothing."""
-    can_wait: bool
-    """It has a version counter, and lies where it can be copied from while the training goes on."""
-    is_parameter: bool
-
-
-class _Collector:
-    """Gathers the tensors that come by while the rest is encoded."""
-
-    def __init__(self, known: Mapping[int, _Entry], behind: Collection[int]) -> None:
+    def __init__(self, *, behind: Collection[int] = (), after: Gathering | None = None) -> None:
+        """``behind`` is that of :func:`flatten`; ``after`` has the trees of the same state that came before."""
         self.tensors: dict[str, torch.Tensor] = {}
         self.aliases: dict[str, str] = {}
-        self.entries: dict[int, _Entry] = {}
         self.names_behind: set[str] = set()
         self.names_steady: set[str] = set()
-        self._known = known
         self._behind = behind
+        self._after = after
         self._seen: dict[tuple[object, ...], str] = {}
+        self._live: list[torch.Tensor] = []
+        self._addresses: list[int] = []
+        self._detached: list[torch.Tensor] = []
 
-    def pack(self, value: object, path: Path) -> tuple[str, Json] | None:
+    def encode(self, tree: object, path: Path) -> str:
+        """The text of a tree, its tensors replaced by names; CheckpointError names the path of what cannot be saved."""
+        return encode(tree, path=path, packer=self._pack)
+
+    def flat(self, objects: str) -> Flat:
+        """What was taken apart here, without what came before; ``objects`` is the text of all."""
+        return Flat(
+            tensors=self.tensors,
+            aliases=self.aliases,
+            objects=objects,
+            behind=self.names_behind,
+            steady=self.names_steady,
+        )
+
+    def lie_where_they_lay(self) -> bool:
+        """Whether every tensor has its memory where it had it; a fraction of a microsecond each."""
+        return self._addresses == [*map(torch.Tensor.data_ptr, self._live)]
+
+    def are_as_they_were(self) -> bool:
+        """Whether they are read as they were as well: shape, strides and dtype can be changed in place."""
+        return self.lie_where_they_lay() and all(map(_is_read_alike, self._live, self._detached))
+
+    def _pack(self, value: object, path: Path) -> tuple[str, Json] | None:
         if isinstance(value, torch.Tensor):
             return "tensor", self._add(value, path)
         if isinstance(value, torch.dtype):
@@ -190,56 +179,55 @@ class _Collector:
         return None
 
     def _add(self, tensor: torch.Tensor, path: Path) -> str:
-        entry = self._known.get(id(tensor))
-        if entry is None or entry.path != path or not _is_as_it_was(tensor, entry):
-            entry = _look_at(tensor, path)
-        self.entries[id(tensor)] = entry
-        name = self._free_name(entry.plain_name)
-        first = name if entry.identity is None else self._seen.setdefault(entry.identity, name)
+        if flaw := _flaw(tensor):
+            raise CheckpointError(f"cannot save {render(path)}: {flaw}")
+        name = self._free_name(_ODD.sub("_", ".".join(map(str, path)))[:_NAME_CHARS] or "tensor")
+        first = self._first_of(tensor, name)
         if first != name:
             self.aliases[name] = first
             return name
-        self.tensors[name] = entry.detached
-        if entry.can_wait and id(tensor) in self._behind:
+        detached = tensor.detach()
+        self.tensors[name] = detached
+        self._live.append(tensor)  # kept, so that its id stays its own
+        self._addresses.append(tensor.data_ptr())
+        self._detached.append(detached)
+        if id(tensor) in self._behind and _can_wait(tensor):
             self.names_behind.add(name)
-        if entry.is_parameter or id(tensor) in self._behind:
+        if id(tensor) in self._behind or isinstance(tensor, torch.nn.Parameter):
             self.names_steady.add(name)
         return name
 
+    def _first_of(self, tensor: torch.Tensor, name: str) -> str:
+        """The name under which the same elements came by first."""
+        if not tensor.numel():
+            return name  # it has no elements and is tied to nothing
+        identity = _identity(tensor)
+        known = self._after._seen.get(identity) if self._after is not None else None
+        return known or self._seen.setdefault(identity, name)
+
+    def _is_taken(self, name: str) -> bool:
+        return name in self.tensors or name in self.aliases or (self._after is not None and self._after._is_taken(name))
+
     def _free_name(self, plain: str) -> str:
         name, count = plain, 1
-        while name in self.tensors or name in self.aliases or name == _RESERVED:
+        while name == _RESERVED or self._is_taken(name):
             count += 1
             name = f"{plain}~{count}"
         return name
 
 
-def _is_as_it_was(tensor: torch.Tensor, entry: _Entry) -> bool:
-    """Whether a tensor lies where it lay and is read as it was: both can be changed in place."""
-    then = entry.detached
+def _can_wait(tensor: torch.Tensor) -> bool:
+    """It has a version counter, and lies where it can be copied from while the training goes on."""
+    return (tensor.is_cpu or tensor.is_cuda) and not tensor.is_inference()
+
+
+def _is_read_alike(tensor: torch.Tensor, then: torch.Tensor) -> bool:
     return (
-        entry.tensor is tensor
-        and entry.address == tensor.data_ptr()
-        and then.shape == tensor.shape
+        then.shape == tensor.shape
         and then.stride() == tensor.stride()
         and then.dtype is tensor.dtype
         and then.is_conj() == tensor.is_conj()
         and then.is_neg() == tensor.is_neg()
-    )
-
-
-def _look_at(tensor: torch.Tensor, path: Path) -> _Entry:
-    if flaw := _flaw(tensor):
-        raise CheckpointError(f"cannot save {render(path)}: {flaw}")
-    return _Entry(
-        tensor,
-        tensor.data_ptr(),
-        path,
-        _ODD.sub("_", ".".join(map(str, path)))[:_NAME_CHARS] or "tensor",
-        tensor.detach(),
-        _identity(tensor) if tensor.numel() else None,
-        (tensor.is_cpu or tensor.is_cuda) and not tensor.is_inference(),
-        isinstance(tensor, torch.nn.Parameter),
     )
 
 

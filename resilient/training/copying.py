@@ -13,6 +13,7 @@ Devices other than CUDA have no such streams here: their tensors are copied at o
 from __future__ import annotations
 
 import ctypes
+import operator
 import threading
 from collections.abc import Sequence
 from typing import Final
@@ -22,20 +23,45 @@ from torch import Tensor
 
 Copies = Sequence[tuple[Tensor, Tensor]]
 """Sources and their targets of the same shape and dtype; targets are in host memory, pinned for CUDA."""
+_VERSION: Final = operator.attrgetter("_version")
 _LOOK_S: Final = 0.1
 """There is no event for the end of the interpreter that a thread could wait for."""
+
+
+class Batch:
+    """Copies sorted out: for as many snapshots as they stay the same."""
+
+    def __init__(self, copies: Copies) -> None:
+        self.host = [(source, target) for source, target in copies if source.device.type == "cpu"]
+        self.devices = _by_device(copies)
+        of_devices = (source for group in self.devices.values() for source, _ in group)
+        self._sources = [*(source for source, _ in self.host), *of_devices]
+        self.addresses = self._places()
+        """Of all sources, those in host memory first."""
+
+    def versions(self) -> list[int]:
+        """Of all sources: raised by whatever writes to one."""
+        return [*map(_VERSION, self._sources)]
+
+    def lie_still(self) -> bool:
+        """Whether no source was resized or moved."""
+        return self._places() == self.addresses
+
+    def _places(self) -> list[int]:
+        return [*map(Tensor.data_ptr, self._sources)]
 
 
 class Copying:
     """One copy that goes on behind the training. Construct and start it where the sources were last written."""
 
-    def __init__(self, copies: Copies, *, now: Copies = ()) -> None:
-        """``now``: further copies from devices, which nothing that is queued later may change before they are done."""
-        self._host = [(source, target) for source, target in copies if source.device.type == "cpu"]
-        self._devices = _by_device(copies)
+    def __init__(self, batch: Batch, *, now: Copies = ()) -> None:
+        """The sources of ``batch`` lie where they lay when it was made.
+
+        ``now``: further copies from devices, which nothing that is queued later may change before they are done.
+        """
+        self._batch = batch
         self._now = _by_device(now)
-        self._marks = _marks(copies)
-        self._sources = copies
+        self._versions = batch.versions()
         self._events: dict[torch.device, torch.cuda.Event] = {}
         self._owner = threading.get_ident()
         self._lock = threading.Lock()
@@ -45,21 +71,21 @@ class Copying:
 
     def start(self) -> None:
         """Queue what devices copy; each device's stream goes on with what was queued before and after."""
-        for device in self._devices.keys() | self._now.keys():
+        for device in self._batch.devices.keys() | self._now.keys():
             current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
             side.wait_stream(current)
             with torch.cuda.stream(side):
                 _queue(self._now.get(device, ()), side)
                 current.wait_event(side.record_event())
-                _queue(self._devices.get(device, ()), side)
+                _queue(self._batch.devices.get(device, ()), side)
                 self._events[device] = side.record_event()
 
     def run(self) -> bool:
         """Copy what lies in host memory, wait for devices and fence; False if a source was changed meanwhile."""
-        marks = dict(zip(map(id, (source for source, _ in self._sources)), self._marks, strict=True))
         try:
-            for source, target in self._host:
-                if _mark(source) != marks[id(source)]:
+            addresses = self._batch.addresses  # those on devices follow
+            for (source, target), address in zip(self._batch.host, addresses, strict=False):
+                if source.data_ptr() != address:
                     break  # its memory may be gone
                 _copy(source, target)
         finally:
@@ -92,17 +118,8 @@ class Copying:
     def _judge(self) -> None:
         with self._lock:
             if not self._judged.is_set():
-                self._holds = _marks(self._sources) == self._marks
+                self._holds = self._batch.versions() == self._versions and self._batch.lie_still()
                 self._judged.set()
-
-
-def _marks(copies: Copies) -> list[tuple[int, int]]:
-    """Version and place of every source: equal as long as none was written to, resized or moved."""
-    return [_mark(source) for source, _ in copies]
-
-
-def _mark(source: Tensor) -> tuple[int, int]:
-    return source._version, source.data_ptr()
 
 
 def copy_now(copies: Copies) -> None:

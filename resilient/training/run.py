@@ -115,7 +115,7 @@ class Run:
         _built.append(os.getpid())
         settings.forget_link()
         fence: Fence = [None]
-        self._snapshots = Snapshots(link, self._capture, self._parts, fence)
+        self._snapshots = Snapshots(link, self._parts, self._capture_own, fence)
         self._boundary = Boundary(link, self._snapshots)
         self._progress = Progress(
             link.board, link.index, begin=self._put_generators_back, boundary=self._boundary.act, fence=fence
@@ -170,15 +170,12 @@ class Run:
     def _capture_parts(self) -> dict[str, object]:
         return {name: part.capture() for name, part in self._parts.items()}
 
-    def _capture(self) -> dict[str, Any]:
-        """All that a rank needs to go on from this boundary; its own part lies apart from the user's names."""
+    def _capture_own(self) -> dict[str, Any]:
+        """What a rank needs besides the parts to go on from this boundary; it lies apart from the user's names."""
         data = self._stream.position().to_tree() if self._stream else self._data
         # Generators that were not put back yet (no step since the restore) are still to be resumed from.
         generators = self._now if self._now is not None else rng.capture(rng.devices_in_use(self._devices))
-        return {
-            "state": self._capture_parts(),
-            "run": {"step": self._progress.done, "rng": generators, "data": data},
-        }
+        return {"step": self._progress.done, "rng": generators, "data": data}
 
     # What the script uses.
 

@@ -19,18 +19,20 @@ from typing import Any, Final
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from resilient.checkpoint import digest, pair, tensors
+from resilient.checkpoint import digest, pair
 from resilient.checkpoint.arena import NoRoom
 from resilient.link.attach import Attachment
 from resilient.link.board import SPILL, Extent, SlotRecord
 from resilient.link.messages import Note, NotTaken, Taken
 from resilient.training import spill, steady
 from resilient.training.arenas import Arenas, Preparing
-from resilient.training.copying import Copying, copy_now
+from resilient.training.copying import Batch, Copying, copy_now
+from resilient.training.inventory import Inventory
 from resilient.training.state import Part
 
 Fence = list[Callable[[], None] | None]
 """One element: what has to be called before parameters may change, while something is being copied."""
+_MOVED: Final = "the memory of the state, or its shape, was changed"
 _CHANGED: Final = "a parameter or the state of an optimizer was changed before the optimizer's step"
 
 
@@ -38,14 +40,16 @@ class Snapshots:
     """How the state of this rank gets into its slots."""
 
     def __init__(
-        self, attachment: Attachment, capture: Callable[[], dict[str, Any]], parts: Mapping[str, Part], fence: Fence
+        self, attachment: Attachment, parts: Mapping[str, Part], own: Callable[[], dict[str, Any]], fence: Fence
     ) -> None:
+        """``own`` gives what is the rank's own, apart from the user's names."""
         self._attachment = attachment
-        self._capture = capture
         self._parts = parts
+        self._inventory = Inventory(parts, own)
         self._fence = fence
         self._plan: pair.Pair | None = None
-        self._known = tensors.Known()
+        self._batches: dict[int, tuple[pair.Copies, Batch]] = {}
+        """By slot, with what it was made of."""
         self._waits: str | None = None
         """Why the training waits for its copies; ``None`` until that is looked at."""
         self._behind: threading.Thread | None = None
@@ -96,30 +100,34 @@ class Snapshots:
 
     def _lay_out(self, step: int, slot: int, last: bool) -> _Taking:
         index, board = self._attachment.index, self._attachment.board
-        flat = tensors.flatten(self._capture(), path=(), known=self._known, behind=steady.behind(self._parts))
-        first, own = pair.split(flat)
+        waits = last or slot == SPILL or self._must_wait()
+        first, own = self._inventory.take(closely=waits)
         self._plan = plan = pair.plan(first, own, self._plan)
         self.arenas.make_room(slot, plan.size_bytes, at_once=last)
         board.void(index, slot)
-        waits = last or slot == SPILL or self._must_wait()
         if waits and torch.cuda.is_initialized():
             torch.cuda.synchronize()  # a stream of the user's may still be writing
         if slot == SPILL:
             extents = spill.write(self.arenas.slots[slot].fd, first, own, plan)
             return _Taking(step=step, slot=slot, extents=extents, metrics=dict(self.metrics))
         view = self.arenas.view(slot, plan.size_bytes, pinned=torch.cuda.is_initialized())
-        shared, rest = pair.targets(first, own, plan, view, self._places[slot])
+        targets = pair.targets(own, plan, view, self._places[slot])
         views = (view[: plan.tensors.size_bytes], view[plan.own_offset :])
         taking = _Taking(step=step, slot=slot, views=views, metrics=dict(self.metrics))
         if waits:
-            copy_now([*rest, *shared])
+            copy_now([*targets.at_once, *targets.behind])
             return taking
-        late = [copy for name, copy in zip(first.tensors, shared, strict=True) if name in first.behind]
-        now = rest + [copy for name, copy in zip(first.tensors, shared, strict=True) if name not in first.behind]
-        copy_now([copy for copy in now if copy[0].device.type != "cuda"])
-        taking.copying = Copying(late, now=[copy for copy in now if copy[0].device.type == "cuda"])
+        copy_now([copy for copy in targets.at_once if copy[0].device.type != "cuda"])
+        on_devices = [copy for copy in targets.at_once if copy[0].device.type == "cuda"]
+        taking.copying = Copying(self._batch_of(slot, targets.behind), now=on_devices)
         taking.copying.start()
         return taking
+
+    def _batch_of(self, slot: int, copies: pair.Copies) -> Batch:
+        known = self._batches.get(slot)
+        if known is None or known[0] is not copies:
+            self._batches[slot] = known = (copies, Batch(copies))
+        return known[1]
 
     def _must_wait(self) -> bool:
         if self._waits is None:
@@ -148,11 +156,7 @@ class Snapshots:
     def _complete(self, taking: _Taking) -> bool:
         """Copy what is left, seal, publish. Behind the training this runs on a thread of its own."""
         try:
-            if taking.copying is not None and not taking.copying.run():
-                self._waits = _CHANGED
-                self._say(f"the snapshot of step {taking.step} is dropped, later ones are copied at once: {_CHANGED}")
-
-                self._attachment.send(NotTaken(step=taking.step, slot=taking.slot, why=_CHANGED, soon=True))
+            if taking.copying is not None and not self._copied(taking.copying, taking):
                 return False
             self._attachment.board.publish(self._attachment.index, self._seal(taking))
         except Exception as error:  # as above
@@ -161,6 +165,19 @@ class Snapshots:
         taken = Taken(step=taking.step, slot=taking.slot, stall_s=taking.stall_s, metrics=taking.metrics)
         self._attachment.send(taken)
         return True
+
+    def _copied(self, copying: Copying, taking: _Taking) -> bool:
+        """Copy behind the training; False if it is dropped, which is said."""
+        still = copying.run()
+        alike = self._inventory.is_as_taken()
+        if still and alike:
+            return True
+        why = _CHANGED if alike else _MOVED
+        if alike:
+            self._waits = _CHANGED
+            self._say(f"the snapshot of step {taking.step} is dropped, later ones are copied at once: {_CHANGED}")
+        self._attachment.send(NotTaken(step=taking.step, slot=taking.slot, why=why, soon=True))
+        return False
 
     def _seal(self, taking: _Taking) -> SlotRecord:
         first, own = taking.extents or [Extent(size=len(v), digest=digest.digest(v)) for v in taking.views]
