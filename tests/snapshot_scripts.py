@@ -285,12 +285,20 @@ class Growing(Training):
         self.optimizer.add_param_group({"params": list(added.parameters())})
 
 
+class GrowingRenormalising(Growing):
+    """What is added may change its weights in forward."""
+
+    def grow(self) -> None:
+        assert isinstance(self.model, nn.Sequential)
+        self.model[0].register_module("table", nn.Embedding(2, 2, max_norm=1.0))
+
+
 KINDS: Mapping[str, type[Training]] = {
     kind.__name__: kind
     for kind in (
         Training, Scaling, Accumulating, AccumulatingOverCalls, SteppingBehind, TwoOptimizers, AveragingBehind,
         AveragingInside, AveragingBefore, Changing, Renormalising, Foreign, Compiled, CompiledGraph, Searching,
-        Reshaping, Growing,
+        Reshaping, Growing, GrowingRenormalising,
     )
 }  # fmt: skip
 

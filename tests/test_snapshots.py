@@ -67,6 +67,21 @@ def test_what_nobody_would_wait_for_is_copied_at_once(kind: str, tmp_path: Path)
         restores(host, kind, tmp_path, 4)
 
 
+def test_what_is_added_later_is_looked_at_as_well(tmp_path: Path) -> None:
+    """Snapshots are copied behind the training until something comes that would not wait for them."""
+    with Host() as host:
+        host.launch(partial(train, late=False), "GrowingRenormalising", tmp_path, 10**9)
+        host.order(2, snapshot=0)
+        host.begin()
+        host.hear(Taken)
+        assert notes(host) == []
+        for count in range(2, 6):  # one boundary after the other
+            host.name(snapshot=count % 2)
+            host.hear(Taken, count)
+        assert ["max_norm" in text for text in notes(host)] == [True]
+        host.kill()
+
+
 @pytest.mark.parametrize("kind", CHANGED)
 def test_a_change_before_the_optimizers_step_drops_the_snapshot(kind: str, tmp_path: Path) -> None:
     """It is noticed always; from then on snapshots are taken at once, and are right."""

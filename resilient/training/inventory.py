@@ -28,6 +28,8 @@ class Inventory:
         self._parts = parts
         self._own = own
         self._base: _Base | None = None
+        self.looks = 0
+        """How often all was looked at anew."""
 
     def take(self, *, closely: bool) -> tuple[Flat, Flat]:
         """The state as it is now; its tensors are those of the training.
@@ -38,6 +40,7 @@ class Inventory:
         base = self._base
         if base is None or not base.holds(closely=closely):
             self._base = base = _Base(self._parts)
+            self.looks += 1
         gathering = Gathering(behind=base.behind_of(self._parts), after=base.gathering)
         texts = {name: self._encoded(name, part, base, gathering) for name, part in self._parts.items()}
         own = encode_fields({name: gathering.encode(tree, ("run", name)) for name, tree in self._own().items()})

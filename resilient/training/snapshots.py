@@ -50,8 +50,10 @@ class Snapshots:
         self._plan: pair.Pair | None = None
         self._batches: dict[int, tuple[pair.Copies, Batch]] = {}
         """By slot, with what it was made of."""
-        self._waits: str | None = None
-        """Why the training waits for its copies; ``None`` until that is looked at."""
+        self._waits = ""
+        """Why the training waits for its copies; empty where it does not."""
+        self._looks = 0
+        """How often that was looked at."""
         self._behind: threading.Thread | None = None
         self._hooked = False
         self._warned = False
@@ -66,8 +68,8 @@ class Snapshots:
 
         The ``last`` one is whole on return, others may become so later. False where it was not even begun.
         """
-        self.finish()
         begun = time.monotonic()
+        self.finish()
         try:
             taking = self._lay_out(step, slot, last)
         except Preparing as preparing:
@@ -100,8 +102,9 @@ class Snapshots:
 
     def _lay_out(self, step: int, slot: int, last: bool) -> _Taking:
         index, board = self._attachment.index, self._attachment.board
-        waits = last or slot == SPILL or self._must_wait()
-        first, own = self._inventory.take(closely=waits)
+        closely = last or slot == SPILL or bool(self._waits)
+        first, own = self._inventory.take(closely=closely)
+        waits = self._must_wait() or closely
         self._plan = plan = pair.plan(first, own, self._plan)
         self.arenas.make_room(slot, plan.size_bytes, at_once=last)
         board.void(index, slot)
@@ -130,9 +133,10 @@ class Snapshots:
         return known[1]
 
     def _must_wait(self) -> bool:
-        if self._waits is None:
+        if self._looks != self._inventory.looks and self._waits != _CHANGED:
+            self._looks, before = self._inventory.looks, self._waits
             self._waits = steady.objection(self._parts)
-            if self._waits:
+            if self._waits and self._waits != before:
                 self._say(f"snapshots are copied at once, while the training waits: {self._waits}")
         if not self._waits and not self._hooked:
             self._hooked = True
