@@ -126,13 +126,17 @@ def read_worker(environ: Mapping[str, str]) -> WorkerFacts:
     )
 
 
+def cpus() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def count_devices(kind: str, environ: Mapping[str, str], dev: Path = Path("/dev")) -> int:
     """How many workers ``--nproc-per-node cpu|gpu|auto`` means here, without torch; 0 where there are none."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if kind == "cpu":
-        return cpus
+        return cpus()
     gpus = _count_gpus(environ.get("CUDA_VISIBLE_DEVICES"), dev)
-    return gpus if kind == "gpu" or gpus else cpus
+    return gpus if kind == "gpu" or gpus else cpus()
 
 
 def _count_gpus(visible: str | None, dev: Path) -> int:

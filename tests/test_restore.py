@@ -56,7 +56,7 @@ def test_a_snapshot_is_read_verified_and_loaded(slot: Slot) -> None:
     record = put(slot, parts_of({"model": model, "optimizer": optimizer}))
     fresh, other = trained(steps=0)
     parts = parts_of({"model": fresh, "optimizer": other})
-    candidate = restore.read("memory", record, slot, parts)
+    candidate = restore.read("memory", record, slot, parts, ranks=1)
     assert (candidate.step, candidate.size_bytes) == (4, record.size)
     restore.load(candidate, parts)
     slot.view(record.size)[:] = bytes(record.size)
@@ -77,7 +77,7 @@ def test_a_changed_byte_is_refused(slot: Slot, at: str) -> None:
     offset = {"tensors": record.tensors.size - 1, "own": record.size - 1, "moments": record.tensors.size // 2 + 8}[at]
     slot.view(record.size)[offset] ^= 1
     with pytest.raises(restore.Damaged, match="does not have its digest"):
-        restore.read("memory", record, slot, parts)
+        restore.read("memory", record, slot, parts, ranks=1)
     assert all(map(torch.equal, before, model.state_dict().values()))
 
 
@@ -88,11 +88,11 @@ def test_a_header_that_is_torn_is_damage_as_well(slot: Slot) -> None:
     view = slot.view(record.size)
     view[:8] = bytes(8)
     with pytest.raises(restore.Damaged):
-        restore.read("memory", record, slot, parts)
+        restore.read("memory", record, slot, parts, ranks=1)
     size = record.tensors.size
     sealed = replace(record, tensors=Extent(size=size, digest=digest.digest(view[:size])))
     with pytest.raises(CheckpointError, match="cannot read image"):
-        restore.read("memory", sealed, slot, parts)
+        restore.read("memory", sealed, slot, parts, ranks=1)
 
 
 def test_a_record_of_more_than_the_slot_has_is_refused(slot: Slot) -> None:
@@ -101,7 +101,7 @@ def test_a_record_of_more_than_the_slot_has_is_refused(slot: Slot) -> None:
     record = put(slot, parts)
     longer = replace(record, own=Extent(size=record.own.size + (1 << 20), digest=record.own.digest))
     with pytest.raises(CheckpointError, match="not reserved"):
-        restore.read("memory", longer, slot, parts)
+        restore.read("memory", longer, slot, parts, ranks=1)
 
 
 @pytest.mark.parametrize(
@@ -119,4 +119,4 @@ def test_what_does_not_fit_is_named(slot: Slot, state: dict[str, object], own: d
     """All of it is checked before anything is written."""
     record = put(slot, parts_of({"model": nn.Linear(3, 2)}), **own)
     with pytest.raises(CheckpointError, match=why):
-        restore.read("1-4", record, slot, parts_of(state))
+        restore.read("1-4", record, slot, parts_of(state), ranks=1)

@@ -50,7 +50,7 @@ def agree(attachment: Attachment, parts: Mapping[str, Part], slots: Sequence[Slo
         if record is None or record.step != order.step:
             raise CheckpointError(f"cannot restore {order.name}: slot {order.slot} holds no state of step {order.step}")
         try:
-            return restore.read(order.name, record, slots[order.slot], parts)
+            return restore.read(order.name, record, slots[order.slot], parts, ranks=attachment.board.rows)
         except restore.Damaged:
             attachment.board.void(attachment.index, order.slot)
             raise

@@ -6,17 +6,22 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
+
+from torch import Tensor
 
 from resilient.checkpoint import digest, pair, tensors
 from resilient.checkpoint.arena import Slot
 from resilient.errors import CheckpointError
+from resilient.facts import cpus
 from resilient.link.board import SlotRecord
 from resilient.training import batches, rng
 from resilient.training.state import Memo, OptimizerPart, Part, in_load_order
 
 _SHOWN: Final = 5
+_MOST_THREADS: Final = 4
 
 
 class Damaged(CheckpointError):
@@ -40,8 +45,11 @@ class Candidate:
     read_s: float = 0.0
 
 
-def read(name: str, record: SlotRecord, slot: Slot, parts: Mapping[str, Part]) -> Candidate:
-    """The state in a slot, verified; memory that optimizers need anew is filled while the digests are made."""
+def read(name: str, record: SlotRecord, slot: Slot, parts: Mapping[str, Part], *, ranks: int) -> Candidate:
+    """The state in a slot, verified; memory that optimizers need anew is filled while the digests are made.
+
+    ``ranks`` of this machine do the same at the same time.
+    """
     begun = time.monotonic()
     view = slot.view(record.size)
     first, own = view[: record.tensors.size], view[record.own_offset :]
@@ -56,12 +64,19 @@ def read(name: str, record: SlotRecord, slot: Slot, parts: Mapping[str, Part]) -
         candidate = check(name, first, own, parts, step=record.step)
         for part_name, part in in_load_order(parts):
             if isinstance(part, OptimizerPart):
-                part.prepare(candidate.state[part_name], candidate.memo)
+                _copy(part.prepare(candidate.state[part_name], candidate.memo), ranks)
     finally:
         verifier.join()
         if verified != [True]:
             raise Damaged(f"cannot restore {name}: what lies in memory does not have its digest")
     return replace(candidate, size_bytes=record.size, read_s=time.monotonic() - begun)
+
+
+def _copy(copies: list[tuple[Tensor, Tensor]], ranks: int) -> None:
+    """On several threads: memory that nobody had before is slow, and not for one core alone."""
+    with ThreadPoolExecutor(min(_MOST_THREADS, max(1, cpus() // ranks)), "resilient-restore") as threads:
+        for copied in [threads.submit(target.copy_, source) for source, target in copies]:
+            copied.result()
 
 
 def check(name: str, first: memoryview, second: memoryview, parts: Mapping[str, Part], *, step: int) -> Candidate:

@@ -178,12 +178,19 @@ class OptimizerPart:
         """Others may keep state of any shape for a parameter."""
         return type(self.optimizer).__module__.startswith("torch.optim")
 
-    def prepare(self, saved: Any, memo: Memo) -> None:
-        """Give what has to lie beside the parameters its memory, ahead of ``load``; nothing live is touched."""
+    def prepare(self, saved: Any, memo: Memo) -> list[tuple[Tensor, Tensor]]:
+        """Give what has to lie beside the parameters its memory, ahead of ``load``; nothing live is touched.
+
+        What is to be copied there, each source with its target, is left to the caller: before ``load``.
+        """
+        copies: list[tuple[Tensor, Tensor]] = []
         parameters = self._parameters()
         for index, values in saved["state"].items():
             for key, value in values.items():
-                _beside(parameters[index], key, value, memo)
+                if isinstance(value, Tensor) and key != _ON_HOST and id(value) not in memo:
+                    fresh = torch.empty(value.shape, dtype=value.dtype, device=parameters[index].device)
+                    copies.append((value, _noted(value, fresh, memo)))
+        return copies
 
     def load(self, saved: Any, memo: Memo | None = None) -> None:
         memo = {} if memo is None else memo
