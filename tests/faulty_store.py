@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +20,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from resilient.checkpoint import requests
 from resilient.checkpoint.digest import digest
 from resilient.checkpoint.requests import Reply
+from resilient.checkpoint.saver import serve
 from resilient.core.retention import Rules
 from resilient.link.board import SLOTS, Extent, SlotRecord
 from resilient.link.channel import Channel
@@ -140,6 +142,23 @@ class Client:
             "rules": self._rules,
         }
         return self.ask(requests.Save, attempt=attempt, step=step, records=tuple(records), **{**values, **fields})
+
+
+class Inline:
+    """A saver in a thread of this process."""
+
+    def __init__(self, arenas: Arenas) -> None:
+        ours, theirs = socket.socketpair()
+        self.client = Client(ours)
+        self._thread = threading.Thread(target=serve, args=(theirs, arenas.slots))
+        self._thread.start()
+
+    def __enter__(self) -> Client:
+        return self.client
+
+    def __exit__(self, *error: object) -> None:
+        self.client.channel.close()
+        self._thread.join()
 
 
 class SaverProcess:

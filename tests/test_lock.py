@@ -122,6 +122,25 @@ def test_a_killed_holder_frees_a_directory(tmp_path: Path) -> None:
     Clock().acquire(store, HERE).release()
 
 
+def test_a_directory_that_is_another_by_now_is_not_held(tmp_path: Path) -> None:
+    """Deleted, replaced or without its mount: what is written there would be lost, and is in nobody's way."""
+    run = tmp_path / "run"
+    lock = Clock().acquire(open_store(str(run)), HERE)
+    lock.check()
+    run.rename(tmp_path / "moved")
+    with pytest.raises(StoreError, match="not the directory that was opened"):
+        lock.check()
+    run.mkdir()
+    (run / ".lock").touch()
+    with pytest.raises(StoreError, match="not the directory that was opened"):
+        lock.check()
+    (run / ".lock").unlink()
+    run.rmdir()
+    (tmp_path / "moved").rename(run)
+    lock.check()
+    lock.release()
+
+
 def test_a_lease_that_is_renewed_holds(bucket: Store) -> None:
     """An observer sees the counter rise, and need not wait for its patience to end."""
     clock = Clock()

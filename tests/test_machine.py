@@ -7,36 +7,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import pytest
+from driving import CODE, DEVICE, KILLED, ONE, SETTLED, STOPPED, code_of, drive, fail, raised
 
 from resilient.core import events as ev
 from resilient.core.commands import Command, EndGroup, Exit, OrderStop, RecordDebit, SetDeadline, StartWorkers
-from resilient.core.evidence import ErrorLink, ErrorRecord, Evidence, Hang, Place, RankEvidence, Ruling
+from resilient.core.evidence import Hang, Place
 from resilient.core.exit_codes import NEEDS_DEBIT, OBSERVED_FAILURE, PREEMPTED, STOP, ExitCode
 from resilient.core.job import Job, Phase
 from resilient.core.machine import TRANSITIONS, advance, begin, diagram
 from resilient.core.policy import Terms
 
 SMALL = Terms(restarts_per_fingerprint=1, restarts_between_commits=1, grace_s=30.0)
-
-
-def raised(kind: str, *, step: int = 1, ruling: Ruling | None = None) -> Evidence:
-    """Evidence of one worker that died of an exception."""
-    record = ErrorRecord(
-        chain=(ErrorLink(type=kind, message="x", bases=("Exception",)),),
-        function="train.py:main",
-        step=step,
-        ruling=ruling,
-    )
-    return Evidence(ranks=(RankEvidence(rank=0, exit_code=1, order=0, error=record, step=step, place=Place.STEP),))
-
-
-XID_79 = "NVRM: Xid (PCI:0000:05:00): 79, pid=1234, name=python, GPU has fallen off the bus."
-DEVICE = Evidence(ranks=(RankEvidence(rank=0, exit_code=1, order=0, stderr_tail=XID_79, step=1),))
-KILLED = Evidence(ranks=(RankEvidence(rank=0, signal=9, order=0, step=1),))
-UNKNOWN = Evidence(ranks=(RankEvidence(rank=0, exit_code=3, order=0, step=1),))
-CODE = raised("TypeError")
-CONFIG = raised("ModuleNotFoundError")
-STOPPED = raised("resilient.errors.Stop", ruling=Ruling.STOP)
 
 ALPHABET: tuple[ev.Event, ...] = (
     ev.Opened(next_attempt=4),
@@ -209,30 +190,6 @@ def answer(commands: tuple[Command, ...], *, failing: bool) -> ev.Event | None:
         if type(command).__name__ in replies:
             return replies[type(command).__name__]
     return None
-
-
-def drive(start: Job, *events: ev.Event, now: float = 0.0) -> tuple[Job, list[Command]]:
-    """The job after these events, and every command on the way."""
-    job, commands = begin(start, 0.0)
-    told = list(commands)
-    for event in events:
-        job, commands = advance(job, event, now)
-        told += commands
-    return job, told
-
-
-def fail(evidence: Evidence) -> tuple[ev.Event, ...]:
-    """One failed attempt of a job with one rank."""
-    return (ev.WorkerEnded(rank=0, clean=False, finished=False), ev.GroupEnded(), ev.Collected(evidence=evidence))
-
-
-def code_of(commands: list[Command]) -> int | None:
-    """The exit code, once there is one."""
-    return next((command.code for command in commands if isinstance(command, Exit)), None)
-
-
-ONE = Job(terms=Terms(), ranks=1)
-SETTLED = (ev.SaveSettled(durable_step=0), ev.Recorded())
 
 
 def test_a_code_fault_before_the_first_step_stops_at_once() -> None:

@@ -5,7 +5,6 @@ import errno
 import itertools
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -16,12 +15,11 @@ from typing import Any
 
 import object_store  # noqa: F401  # registers objects://
 import pytest
-from faulty_store import Arenas, Client, FaultyFileSystem, SaverProcess
+from faulty_store import Arenas, Client, FaultyFileSystem, Inline, SaverProcess
 
 from resilient.checkpoint import requests
 from resilient.checkpoint.layout import Debit, FinishedMark
 from resilient.checkpoint.requests import Claim, Done, Failed, Finish, Opened, Record, Saved, Ship
-from resilient.checkpoint.saver import serve
 from resilient.checkpoint.store import open_store
 from resilient.checkpoint.survey import survey
 from resilient.checkpoint.vault import Vault
@@ -40,23 +38,6 @@ def arenas(request: pytest.FixtureRequest) -> Iterator[Arenas]:
     arenas = Arenas(getattr(request, "param", IMAGES))
     yield arenas
     arenas.close()
-
-
-class Inline:
-    """A saver in a thread of this process."""
-
-    def __init__(self, arenas: Arenas) -> None:
-        ours, theirs = socket.socketpair()
-        self.client = Client(ours)
-        self._thread = threading.Thread(target=serve, args=(theirs, arenas.slots))
-        self._thread.start()
-
-    def __enter__(self) -> Client:
-        return self.client
-
-    def __exit__(self, *error: object) -> None:
-        self.client.channel.close()
-        self._thread.join()
 
 
 def usable(url: object) -> list[str]:
@@ -220,6 +201,20 @@ def test_only_one_of_two_claims_is_done(tmp_path: Path, arenas: Arenas) -> None:
         assert isinstance(client.ask(Claim, attempt=1, began_from=None, held_s=0.0), Done)
         refused = client.ask(Claim, attempt=1, began_from=None, held_s=0.0)
         assert (type(refused), refused.kind, refused.conflict) == (Failed, "conflict", True)
+
+
+def test_an_exit_is_put_on_record_under_a_number_that_is_free(tmp_path: Path, arenas: Arenas) -> None:
+    """Asked to leave while the run is opened a supervisor does not know its numbers yet; and it may change its mind."""
+    with Inline(arenas) as client:
+        client.open(tmp_path)
+        client.ask(Claim, attempt=1, began_from=None, held_s=0.0)
+        assert isinstance(client.ask(Record, debit=DEBIT), Done)
+        assert isinstance(client.ask(Record, debit=replace(DEBIT, code=195, wall_s=10.0)), Done)
+    with Inline(arenas) as client:
+        assert [(debit.attempt, debit.code) for debit in client.open(tmp_path).debits] == [(1, 195)]
+        assert isinstance(client.ask(Record, debit=replace(DEBIT, code=196)), Done)
+    with Inline(arenas) as client:
+        assert [(debit.attempt, debit.code) for debit in client.open(tmp_path).debits] == [(1, 195), (2, 196)]
 
 
 def test_small_requests_do_not_wait_for_a_save(arenas: Arenas) -> None:

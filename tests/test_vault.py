@@ -5,6 +5,7 @@ import contextlib
 import errno
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -202,6 +203,20 @@ def test_numbers_of_attempts_are_never_given_twice(vault: Vault) -> None:
     found = look(vault)
     assert (found.next_attempt, found.debits, found.held_s) == (9, (debit,), 7.0)
     assert any("attempts/8.json" in line for line in found.set_aside)
+
+
+def test_an_exit_that_was_overtaken_is_replaced_by_its_own_only(vault: Vault) -> None:
+    """SIGTERM may come while another exit is put on record, which then does not come to pass."""
+    debit = Debit(
+        submission="sub", index=0, attempt=3, code=194, step=0, fingerprint="", held_s=7.0, wall_s=1.0, why=""
+    )
+    left = replace(debit, code=195, wall_s=2.0)
+    vault.record(left, over=debit)
+    for stranger in (None, debit):
+        with pytest.raises(Exists):
+            vault.record(debit, over=stranger)
+    vault.record(debit, over=left)
+    assert look(vault).debits == (debit,)
 
 
 def test_time_held_starts_anew_with_a_commit(vault: Vault) -> None:

@@ -12,7 +12,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from resilient import retry
@@ -20,7 +20,7 @@ from resilient.checkpoint import layout
 from resilient.checkpoint.arena import Slot
 from resilient.checkpoint.files import Store
 from resilient.checkpoint.holder import Holder, machine, process
-from resilient.checkpoint.layout import AttemptRecord, FileRecord, Manifest, RankFiles, RunRecord
+from resilient.checkpoint.layout import AttemptRecord, Debit, FileRecord, Manifest, RankFiles, RunRecord
 from resilient.checkpoint.lease import RENEW_S
 from resilient.checkpoint.lock import Lock, acquire
 from resilient.checkpoint.requests import (
@@ -58,8 +58,12 @@ class _Held:
     vault: Vault
     run: RunRecord
     fresh_from: int
+    next_attempt: int
+    """The lowest number that neither an attempt nor a debit had when the run was opened."""
     claimed: AttemptRecord | None = None
     """The newest attempt that was claimed here."""
+    recorded: Debit | None = None
+    """The exit that was put on record here last."""
     committed: set[int] = field(default_factory=set)
     """Attempts that have a checkpoint."""
 
@@ -127,6 +131,7 @@ class Keeping:
             vault=vault,
             run=run,
             fresh_from=found.next_attempt if fresh else found.fresh_from,
+            next_attempt=found.next_attempt,
             committed={checkpoint.attempt for checkpoint in found.checkpoints},
         )
         return _opened(asked.id, found, fresh=fresh)
@@ -237,7 +242,7 @@ def _operation(held: _Held, request: Claim | Record | Finish | Ship) -> Callable
     if isinstance(request, Claim):
         return _claim(held, request)
     if isinstance(request, Record):
-        return lambda: vault.record(request.debit)
+        return _record_exit(held, request.debit)
     if isinstance(request, Finish):
         return lambda: _finish(held, request)
     segment = _segment(request.path)
@@ -247,6 +252,19 @@ def _operation(held: _Held, request: Claim | Record | Finish | Ship) -> Callable
 def _finish(held: _Held, request: Finish) -> None:
     held.lock.check()
     held.vault.finish(request.mark)
+
+
+def _record_exit(held: _Held, debit: Debit) -> Callable[[], None]:
+    """Under a number that is free: who asked may not know those of the run, having to leave while it is opened."""
+    if held.claimed is None:
+        debit = replace(debit, attempt=max(debit.attempt, held.next_attempt))
+    before, held.recorded = held.recorded, debit
+
+    def record() -> None:
+        held.lock.check()
+        held.vault.record(debit, over=before)
+
+    return record
 
 
 def _claim(held: _Held, request: Claim) -> Callable[[], None]:

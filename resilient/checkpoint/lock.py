@@ -56,9 +56,16 @@ class _FileLock:
 
     def __init__(self, lock: filelock.BaseFileLock) -> None:
         self._lock = lock
+        self._held = _identity(lock.lock_file)
 
     def check(self) -> None:
-        """The kernel holds it as long as this process lives."""
+        """The kernel holds it as long as this process lives, but its path may lead elsewhere by now."""
+        if _identity(self._lock.lock_file) != self._held:
+            raise StoreError(
+                f"cannot use {os.path.dirname(self._lock.lock_file)}: it is not the directory that was opened, which "
+                "was deleted, replaced, or has lost its mount; put it back",
+                answered=True,
+            )
 
     def renew(self) -> None:
         """Nothing to do."""
@@ -66,6 +73,17 @@ class _FileLock:
     def release(self) -> None:
         with contextlib.suppress(OSError):
             self._lock.release()
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """Device and number of a file, ``None`` where there is none."""
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise StoreError(f"cannot look at {path}: {error}", answered=False) from error
+    return found.st_dev, found.st_ino
 
 
 def _acquire_file(
@@ -97,10 +115,10 @@ def _acquire_file(
             ) from error
     try:
         store.replace(HOLDER, wire.encode(holder))
+        return _FileLock(lock)
     except StoreError:
         lock.release()
         raise
-    return _FileLock(lock)
 
 
 def _read_holder(store: Store) -> Holder:

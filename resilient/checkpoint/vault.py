@@ -116,10 +116,15 @@ class Vault:
         """Make an attempt ours; :class:`Exists` where it is somebody else's."""
         self._create_once(layout.attempt_path(record.attempt), layout.encode(record))
 
-    def record(self, debit: Debit) -> None:
-        """Put an exit on record."""
-        directory = layout.debits_path(debit.submission, debit.index)
-        self._create_once(f"{directory}/{debit.attempt}.json", layout.encode(debit))
+    def record(self, debit: Debit, *, over: Debit | None = None) -> None:
+        """Put an exit on record; ``over`` is one of our own that did not come to pass, as another overtook it."""
+        path = f"{layout.debits_path(debit.submission, debit.index)}/{debit.attempt}.json"
+        try:
+            self._create_once(path, layout.encode(debit))
+        except Exists:
+            if over is None or self.store.read(path, layout.RECORD_LIMIT) != layout.encode(over):
+                raise
+            self.store.replace(path, layout.encode(debit))
 
     def finish(self, mark: FinishedMark) -> None:
         """Say that the work is done, unless a later attempt has said so."""

@@ -46,8 +46,13 @@ def begin(job: Job, now: float) -> Step:
     """The first step of a supervisor's life."""
     job = replace(job, ledger=replace(job.ledger, held_since=now))
     if job.has_store:
-        return job, (OpenStore(),)
+        return job, _open(job, now)
     return _launch(replace(job, attempt=1))
+
+
+def _open(job: Job, now: float) -> tuple[Command, ...]:
+    """Whoever opens the store gives up by itself; the deadline is for a store that hangs, as a dead mount does."""
+    return SetDeadline(at=now + job.terms.open_s), OpenStore()
 
 
 def stay(job: Job, event: ev.Event, now: float) -> Step:
@@ -65,18 +70,16 @@ def _launch(job: Job) -> Step:
     return job, (ClearDeadline(), StartWorkers(attempt=job.attempt, launch=job.launch))
 
 
-def _opened(job: Job, event: ev.Opened, now: float) -> Step:
-    job = replace(
-        job,
-        attempt=event.next_attempt,
-        ledger=policy.opening_ledger(
-            job.ledger,
-            committed_step=event.committed_step,
-            held_s=event.held_s,
-            debits=event.debits,
-            now=now,
-        ),
+def _learned(job: Job, event: ev.Opened, now: float) -> Job:
+    """What the store knows counts from now on, and a launch that had no number of the run gets one that is free."""
+    ledger = policy.opening_ledger(
+        job.ledger, committed_step=event.committed_step, held_s=event.held_s, debits=event.debits, now=now
     )
+    return replace(job, attempt=max(job.attempt, event.next_attempt), ledger=ledger)
+
+
+def _opened(job: Job, event: ev.Opened, now: float) -> Step:
+    job = _learned(job, event, now)
     if event.ever_committed and event.committed_step == 0:
         why = "steps of this run were committed, but its checkpoint directory lists none"
         do = "check the checkpoint URL and its mount, or start with --fresh"
@@ -92,7 +95,26 @@ def prepared(job: Job, event: ev.Opened, now: float) -> Step:
 
 def opened_late(job: Job, event: ev.Opened, now: float) -> Step:
     job, commands = _opened(job, event, now)
-    return (job, (NumberAttempt(attempt=job.attempt),)) if job.phase is Phase.RUNNING else (job, commands)
+    if job.phase is Phase.RUNNING:
+        return job, (ClearDeadline(), NumberAttempt(attempt=job.attempt))
+    return job, commands
+
+
+def opened_between(job: Job, event: ev.Opened, now: float) -> Step:
+    """The launch that had named the store is gone already; the next one begins with what the store has said."""
+    if job.leave_by is not None or job.ending is not None:
+        return opened_quietly(job, event, now)
+    return _opened(job, event, now)
+
+
+def opened_quietly(job: Job, event: ev.Opened, now: float) -> Step:
+    """Too late to train on it, but how the job leaves depends on what is durable, and is recorded under a free name."""
+    return _learned(job, event, now), ()
+
+
+def open_hung(job: Job, event: ev.DeadlinePassed, now: float) -> Step:
+    why = f"the checkpoint store has not answered for {job.terms.open_s:.0f} s, and the call that asks it hangs"
+    return _end(job, ExitCode.RESTART, why, "a fresh container tries the store again; look at its mount", now)
 
 
 def open_failed(job: Job, event: ev.OpenFailed, now: float) -> Step:
@@ -102,7 +124,7 @@ def open_failed(job: Job, event: ev.OpenFailed, now: float) -> Step:
 
 
 def announced(job: Job, event: ev.Announced, now: float) -> Step:
-    return replace(job, has_store=True), (OpenStore(),)
+    return replace(job, has_store=True), _open(job, now)
 
 
 def cannot_run(job: Job, event: ev.CannotRun, now: float) -> Step:
@@ -195,8 +217,11 @@ def group_ended(job: Job, event: ev.GroupEnded, now: float) -> Step:
 
 
 def _settle(job: Job, now: float) -> Step:
-    until = now + job.terms.settle_s if job.must_end_at is None else job.must_end_at - _reserve_s(job)
-    return replace(job, phase=Phase.SETTLING), (SetDeadline(at=until), Settle())
+    return replace(job, phase=Phase.SETTLING), (_settled_by(job, now), Settle())
+
+
+def _settled_by(job: Job, now: float) -> SetDeadline:
+    return SetDeadline(at=now + job.terms.settle_s if job.must_end_at is None else job.must_end_at - _reserve_s(job))
 
 
 def collected(job: Job, event: ev.Collected, now: float) -> Step:
@@ -235,7 +260,10 @@ def asked_busy(job: Job, event: ev.LeaveAsked, now: float) -> Step:
 
 
 def asked_recording(job: Job, event: ev.LeaveAsked, now: float) -> Step:
-    """The exit being recorded is overtaken by the request to leave: that one goes on record instead."""
+    """The exit being recorded is overtaken by the request to leave, that one goes on record instead; asked once more
+    nothing changes."""
+    if job.leave_by is not None:
+        return job, ()
     job = _marked(job, event, now)
     return _record(_left(job, job.ledger.committed_step), now)
 
@@ -245,17 +273,10 @@ def asked_again(job: Job, event: ev.LeaveAsked, now: float) -> Step:
     return boundary_missed(job, ev.DeadlinePassed(), now) if event.urgent else (job, ())
 
 
-def opened_quietly(job: Job, event: ev.Opened, now: float) -> Step:
-    """Too late to train on it, but how the job leaves depends on what is durable."""
-    ledger = policy.opening_ledger(
-        job.ledger, committed_step=event.committed_step, held_s=event.held_s, debits=event.debits, now=now
-    )
-    return replace(job, ledger=ledger), ()
-
-
 def asked_settling(job: Job, event: ev.LeaveAsked, now: float) -> Step:
+    """The save goes on, within the grace that the first to ask has set."""
     job = _marked(job, event, now)
-    return job, (SetDeadline(at=now + job.terms.grace_s - _reserve_s(job)),)
+    return job, (_settled_by(job, now),)
 
 
 def _marked(job: Job, event: ev.LeaveAsked, now: float) -> Job:
@@ -371,6 +392,8 @@ def _ending(job: Job, decision: Decision, now: float) -> Step:
     job = replace(job, ending=decision)
     if job.phase in (Phase.RUNNING, Phase.LEAVING):
         return _end_group(job)
+    if job.phase is Phase.STOPPING:
+        return job, ()
     if job.phase is Phase.JUDGING:
         return _settle(job, now)
     return _record(job, now)

@@ -49,6 +49,11 @@ class Terms:
     """How long a last save may take when nobody presses."""
     record_s: float = 30.0
 
+    @property
+    def open_s(self) -> float:
+        """How long opening the store may take: patience for its lock, and for the store itself."""
+        return 2 * self.settle_s + self.record_s
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Strike:

@@ -64,6 +64,7 @@ class StoreLink:
         self.opened: Opened | None = None
         self._again: Callable[[], None] | None = None
         self._opening = False
+        """The run is being opened, for the first time or by the next saver."""
         self._held: list[tuple[Callable[[int], Request], Callable[[Reply], None]]] = []
         """Requests that came while the run was being opened, at first or by the next saver."""
 
@@ -74,7 +75,16 @@ class StoreLink:
     def open(
         self, settings: Settings, *, fresh: bool, until: float, then: Callable[[Opened | ev.OpenFailed], None]
     ) -> None:
-        """Open the run, asking again until ``until`` where the store does not answer or refuses."""
+        """Open the run, asking again until ``until`` where the store does not answer or refuses.
+
+        While that goes on whoever asks once more waits for the same answer, which is given once.
+        """
+        if not self._opening:
+            self._open(settings, fresh=fresh, until=until, then=then)
+
+    def _open(
+        self, settings: Settings, *, fresh: bool, until: float, then: Callable[[Opened | ev.OpenFailed], None]
+    ) -> None:
         url = settings.checkpoints or ""
         if url.startswith("memory:"):
             why = "cannot use memory:// for checkpoints: nobody but the process that wrote them could read them"
@@ -82,7 +92,7 @@ class StoreLink:
             return
 
         def again() -> None:
-            self.open(settings, fresh=fresh, until=until, then=then)
+            self._open(settings, fresh=fresh, until=until, then=then)
 
         def answered(reply: Reply) -> None:
             if isinstance(reply, Opened):

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Drives the state machine through events, and the evidence that its tests have attempts end with."""
+
+from __future__ import annotations
+
+from resilient.core import events as ev
+from resilient.core.commands import Command, Exit
+from resilient.core.evidence import ErrorLink, ErrorRecord, Evidence, Place, RankEvidence, Ruling
+from resilient.core.job import Job
+from resilient.core.machine import advance, begin
+from resilient.core.policy import Terms
+
+
+def raised(kind: str, *, step: int = 1, ruling: Ruling | None = None) -> Evidence:
+    """Evidence of one worker that died of an exception."""
+    record = ErrorRecord(
+        chain=(ErrorLink(type=kind, message="x", bases=("Exception",)),),
+        function="train.py:main",
+        step=step,
+        ruling=ruling,
+    )
+    return Evidence(ranks=(RankEvidence(rank=0, exit_code=1, order=0, error=record, step=step, place=Place.STEP),))
+
+
+XID_79 = "NVRM: Xid (PCI:0000:05:00): 79, pid=1234, name=python, GPU has fallen off the bus."
+DEVICE = Evidence(ranks=(RankEvidence(rank=0, exit_code=1, order=0, stderr_tail=XID_79, step=1),))
+KILLED = Evidence(ranks=(RankEvidence(rank=0, signal=9, order=0, step=1),))
+CODE = raised("TypeError")
+STOPPED = raised("resilient.errors.Stop", ruling=Ruling.STOP)
+
+
+def drive(start: Job, *events: ev.Event, now: float = 0.0) -> tuple[Job, list[Command]]:
+    """The job after these events, and every command on the way."""
+    job, commands = begin(start, 0.0)
+    told = list(commands)
+    for event in events:
+        job, commands = advance(job, event, now)
+        told += commands
+    return job, told
+
+
+def fail(evidence: Evidence) -> tuple[ev.Event, ...]:
+    """One failed attempt of a job with one rank."""
+    return (ev.WorkerEnded(rank=0, clean=False, finished=False), ev.GroupEnded(), ev.Collected(evidence=evidence))
+
+
+def code_of(commands: list[Command]) -> int | None:
+    """The exit code, once there is one."""
+    return next((command.code for command in commands if isinstance(command, Exit)), None)
+
+
+ONE = Job(terms=Terms(), ranks=1)
+SETTLED = (ev.SaveSettled(durable_step=0), ev.Recorded())
