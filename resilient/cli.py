@@ -171,7 +171,16 @@ def _run(argv: list[str]) -> int:
         if "help" not in launch.scan_run(argv).flags:
             return run_command(launch.parse(argv, environ), environ)
     except SettingsError as error:
-        refused(error, argv, environ)
+        refused(ExitCode.CONFIG_FAULT, str(error), argv, environ)
+        raise
+    except OSError as error:  # neither a setting nor a bug: this node has no space, descriptors or processes
+        why = f"cannot supervise: {error}; look for what this node is short of"
+        refused(ExitCode.INTERNAL, why, argv, environ)
+        print(f"resilient: {why}", file=sys.stderr)
+        return ExitCode.INTERNAL
+    except Exception as error:
+        why = f"the supervisor failed: {type(error).__name__}: {error}; please report it"
+        refused(ExitCode.INTERNAL, why, argv, environ)
         raise
     print(_RUN_USAGE + "\n" + _flags_help(), end="")
     return ExitCode.FINISHED

@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of scripts with several loops over ``run.batches``: each hands over its last state, and none waits for ever."""
 
+import contextlib
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from supervised import HEAD, Folder
+
+from resilient.link.board import OUTSIDE, STEP, Board, Pulse
+from resilient.training.progress import Progress
 
 _SCRIPT = (
     HEAD
@@ -63,3 +68,34 @@ def test_a_script_of_its_own_ends_although_its_last_state_has_no_room(tmp_path: 
     environ = folder.environment(tmp_path / "no-journal", {"RANK": "0", "WORLD_SIZE": "1"})
     done = subprocess.run([sys.executable, str(script)], env=environ, stderr=subprocess.PIPE, timeout=40, check=False)
     assert (done.returncode, b"could not be saved" in done.stderr) == (0, True), done.stderr
+
+
+def _left_by(leave: Callable[[], object]) -> Pulse:
+    """What the board says of a worker that ends in good order, after one step and ``leave`` in the next."""
+    board = Board.create(1)
+    progress = Progress(board, 0, begin=lambda: None, boundary=lambda step: None, fence=[None])
+    progress.open()
+    step = progress.wrap(lambda does: does())
+    progress.drive(by_batches=True)
+    for does in (lambda: None, leave):
+        progress.pass_boundary()
+        with contextlib.suppress(SystemExit, ZeroDivisionError):
+            step(does)
+    progress.drive(by_batches=False)
+    progress.leave()
+    pulse = board.pulse(0)
+    board.close()
+    return pulse
+
+
+@pytest.mark.parametrize("code", [0, 256, None])
+def test_a_step_that_is_left_is_no_end_of_the_training(code: int | None) -> None:
+    """``sys.exit(256)`` is 0 as well, and a handler of the script's own may exit with 0 in the middle of anything."""
+    assert _left_by(lambda: sys.exit(code)).place == STEP
+
+
+def test_a_loop_that_is_left_is_an_end_of_the_training() -> None:
+    """After a step that was done, or that raised what the script has handled, ``break`` is a normal end."""
+    for leave in (lambda: None, lambda: 1 // 0):
+        pulse = _left_by(leave)
+        assert (pulse.place, pulse.looping) == (OUTSIDE, False)

@@ -93,11 +93,15 @@ def test_a_second_request_to_leave_changes_nothing() -> None:
 def test_who_asks_while_it_is_opened_gets_the_one_answer(tmp_path: Path) -> None:
     """The workers of the next launch name the store again, which is no second run for the saver that opens it."""
     watched: dict[int, Callable[[], None]] = {}
+
+    def unwatch(fd: int) -> None:
+        del watched[fd]
+
     answers: list[Opened | ev.OpenFailed] = []
     replies: list[Reply] = []
     identity = Identity(submission="sub", index=0, pod="pod", journal="", in_kubernetes=False)
     link = StoreLink(
-        identity, {}, token="t", environ={}, watch=watched.__setitem__, unwatch=watched.pop,
+        identity, {}, token="t", environ={}, watch=watched.__setitem__, unwatch=unwatch,
         after=lambda name, seconds, action: None, note=lambda text: None,
     )  # fmt: skip
     settings = Settings(checkpoints=str(tmp_path / "run"))

@@ -124,7 +124,7 @@ def test_while_steps_are_saved(folder: Folder) -> None:
     script = folder.script(training(body, "every=1, snapshot_every=1"))
     ended = folder.run("--checkpoints", url(folder), script)
     assert (ended.code, folder.notes) == (0, ["1", "2", "3", "4"]), ended.stderr
-    assert ended.entries("save_failed")
+    assert len(ended.entries("save_failed")) >= 1 == ended.stderr.count("could not be saved: ")
     assert "not on record" in ended.termination["why"]
     lose(folder, "")
     again = folder.run("--checkpoints", url(folder), script)

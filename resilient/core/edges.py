@@ -20,8 +20,6 @@ from resilient.core.commands import (
     Command,
     EndGroup,
     Exit,
-    NumberAttempt,
-    OpenStore,
     OrderStop,
     RecordDebit,
     RecordFinished,
@@ -42,24 +40,11 @@ RESERVE_SHARE: Final = 0.3
 FINISHED: Final = Decision(code=ExitCode.FINISHED, why="all steps are done", do="nothing")
 
 
-def begin(job: Job, now: float) -> Step:
-    """The first step of a supervisor's life."""
-    job = replace(job, ledger=replace(job.ledger, held_since=now))
-    if job.has_store:
-        return job, _open(job, now)
-    return _launch(replace(job, attempt=1))
-
-
-def _open(job: Job, now: float) -> tuple[Command, ...]:
-    """Whoever opens the store gives up by itself; the deadline is for a store that hangs, as a dead mount does."""
-    return SetDeadline(at=now + job.terms.open_s), OpenStore()
-
-
 def stay(job: Job, event: ev.Event, now: float) -> Step:
     return job, ()
 
 
-def _launch(job: Job) -> Step:
+def launch(job: Job) -> Step:
     job = replace(
         job,
         phase=Phase.RUNNING,
@@ -70,67 +55,10 @@ def _launch(job: Job) -> Step:
     return job, (ClearDeadline(), StartWorkers(attempt=job.attempt, launch=job.launch))
 
 
-def _learned(job: Job, event: ev.Opened, now: float) -> Job:
-    """What the store knows counts from now on, and a launch that had no number of the run gets one that is free."""
-    ledger = policy.opening_ledger(
-        job.ledger, committed_step=event.committed_step, held_s=event.held_s, debits=event.debits, now=now
-    )
-    return replace(job, attempt=max(job.attempt, event.next_attempt), ledger=ledger)
-
-
-def _opened(job: Job, event: ev.Opened, now: float) -> Step:
-    job = _learned(job, event, now)
-    if event.ever_committed and event.committed_step == 0:
-        why = "steps of this run were committed, but its checkpoint directory lists none"
-        do = "check the checkpoint URL and its mount, or start with --fresh"
-        return _end(job, ExitCode.CONFIG_FAULT, why, do, now)
-    late = policy.too_long(job.ledger, job.terms, now)
-    return _ending(job, late, now) if late else (job, ())
-
-
-def prepared(job: Job, event: ev.Opened, now: float) -> Step:
-    job, commands = _opened(job, event, now)
-    return _launch(job) if job.phase is Phase.PREPARING else (job, commands)
-
-
-def opened_late(job: Job, event: ev.Opened, now: float) -> Step:
-    job, commands = _opened(job, event, now)
-    if job.phase is Phase.RUNNING:
-        return job, (ClearDeadline(), NumberAttempt(attempt=job.attempt))
-    return job, commands
-
-
-def opened_between(job: Job, event: ev.Opened, now: float) -> Step:
-    """The launch that had named the store is gone already; the next one begins with what the store has said."""
-    if job.leave_by is not None or job.ending is not None:
-        return opened_quietly(job, event, now)
-    return _opened(job, event, now)
-
-
-def opened_quietly(job: Job, event: ev.Opened, now: float) -> Step:
-    """Too late to train on it, but how the job leaves depends on what is durable, and is recorded under a free name."""
-    return _learned(job, event, now), ()
-
-
-def open_hung(job: Job, event: ev.DeadlinePassed, now: float) -> Step:
-    why = f"the checkpoint store has not answered for {job.terms.open_s:.0f} s, and the call that asks it hangs"
-    return _end(job, ExitCode.RESTART, why, "a fresh container tries the store again; look at its mount", now)
-
-
-def open_failed(job: Job, event: ev.OpenFailed, now: float) -> Step:
-    if event.wrong:
-        return _end(job, ExitCode.CONFIG_FAULT, event.why, "correct the checkpoint URL or its settings", now)
-    return _end(job, ExitCode.RESTART, event.why, "a fresh container tries the store again", now)
-
-
-def announced(job: Job, event: ev.Announced, now: float) -> Step:
-    return replace(job, has_store=True), _open(job, now)
-
-
 def cannot_run(job: Job, event: ev.CannotRun, now: float) -> Step:
     if job.ledger.highest_step > 0:
-        return _end(job, ExitCode.RESCHEDULE, event.why, "the command ran before; another node is tried", now)
-    return _end(job, event.code, event.why, "correct the command or the image", now)
+        return end(job, ExitCode.RESCHEDULE, event.why, "the command ran before; another node is tried", now)
+    return end(job, event.code, event.why, "correct the command or the image", now)
 
 
 def heartbeat_opened(job: Job, event: ev.HeartbeatOpened, now: float) -> Step:
@@ -202,7 +130,7 @@ def hang_found(job: Job, event: ev.HangFound, now: float) -> Step:
 
 
 def unusable(job: Job, event: ev.Unusable, now: float) -> Step:
-    return _end(job, ExitCode.CONFIG_FAULT, event.why, "correct it, or start over with --fresh", now)
+    return end(job, ExitCode.CONFIG_FAULT, event.why, "correct it, or start over with --fresh", now)
 
 
 def group_ended(job: Job, event: ev.GroupEnded, now: float) -> Step:
@@ -229,7 +157,7 @@ def collected(job: Job, event: ev.Collected, now: float) -> Step:
     decision = policy.decide(verdict, job.ledger, job.terms, now)
     announce = Announce(text=f"{decision.why}; {decision.do}", verdict=verdict)
     if decision.code is not None:
-        job, commands = _ending(job, decision, now)
+        job, commands = end_by(job, decision, now)
         return job, (announce, *commands)
     job = replace(
         job,
@@ -241,7 +169,7 @@ def collected(job: Job, event: ev.Collected, now: float) -> Step:
 
 
 def launch_again(job: Job, event: ev.DeadlinePassed, now: float) -> Step:
-    return _launch(job)
+    return launch(job)
 
 
 def asked_idle(job: Job, event: ev.LeaveAsked, now: float) -> Step:
@@ -300,7 +228,10 @@ def settled(job: Job, event: ev.SaveSettled, now: float) -> Step:
         reached = event.reached_step or 0
         if event.durable_step < reached:
             why = f"{job.ending.why}; but the last state, of step {reached}, is not saved: step {event.durable_step} is"
-            job = replace(job, ending=replace(job.ending, why=why, do="see why saving failed: resilient explain"))
+            do = "see why saving failed: resilient explain"
+            if job.ending.why != FINISHED.why:
+                do = "no last snapshot is taken after `break`: save what you need of that state in the code behind it"
+            job = replace(job, ending=replace(job.ending, why=why, do=do))
     return _record(_left(job, event.durable_step, event.reached_step), now)
 
 
@@ -374,7 +305,7 @@ def _exit(job: Job) -> Step:
 
 def broken(job: Job, event: ev.Broken, now: float) -> Step:
     why = f"the supervisor failed: {event.why}"
-    return _end(job, ExitCode.INTERNAL, why, "please report it with the journal", now)
+    return end(job, ExitCode.INTERNAL, why, "please report it with the journal", now)
 
 
 def broken_last(job: Job, event: ev.Broken, now: float) -> Step:
@@ -383,11 +314,11 @@ def broken_last(job: Job, event: ev.Broken, now: float) -> Step:
     return _exit(replace(job, ending=Decision(code=ExitCode.INTERNAL, why=why, do="please report it with the journal")))
 
 
-def _end(job: Job, code: int, why: str, do: str, now: float) -> Step:
-    return _ending(job, Decision(code=code, why=why, do=do), now)
+def end(job: Job, code: int, why: str, do: str, now: float) -> Step:
+    return end_by(job, Decision(code=code, why=why, do=do), now)
 
 
-def _ending(job: Job, decision: Decision, now: float) -> Step:
+def end_by(job: Job, decision: Decision, now: float) -> Step:
     """End for a reason: first the workers, then the newest snapshot, then the record, then the exit."""
     job = replace(job, ending=decision)
     if job.phase in (Phase.RUNNING, Phase.LEAVING):

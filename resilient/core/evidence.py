@@ -83,6 +83,8 @@ class RankEvidence:
     """The signal that ended it, as a positive number."""
     order: int | None = None
     """0 for the worker that was seen to end first, 1 for the next."""
+    not_started: str | None = None
+    """Why the system gave no process for it: there was none."""
     stopped: bool = False
     """It ended only after the group was told to stop: not the one to blame by its exit."""
     error: ErrorRecord | None = None

@@ -14,9 +14,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from resilient.core import edges
+from resilient.core import edges, edges_opening
 from resilient.core import events as ev
-from resilient.core.edges import Step, begin
+from resilient.core.edges import Step
+from resilient.core.edges_opening import begin
 from resilient.core.job import Job, Phase
 
 __all__ = ["TRANSITIONS", "Edge", "advance", "begin", "diagram"]
@@ -62,10 +63,10 @@ def _row(moves: Mapping[type[ev.Event], Edge], staying: tuple[type[ev.Event], ..
 TRANSITIONS: Final[Mapping[Phase, Mapping[type, Edge]]] = {
     _P.PREPARING: _row(
         {
-            ev.Opened: Edge(edges.prepared, (_P.RUNNING, _P.ENDED)),
-            ev.OpenFailed: Edge(edges.open_failed, (_P.RECORDING, _P.ENDED)),
+            ev.Opened: Edge(edges_opening.prepared, (_P.RUNNING, _P.ENDED)),
+            ev.OpenFailed: Edge(edges_opening.open_failed, (_P.RECORDING, _P.ENDED)),
             ev.LeaveAsked: Edge(edges.asked_idle, (_P.SETTLING,)),
-            ev.DeadlinePassed: Edge(edges.open_hung, (_P.RECORDING,)),
+            ev.DeadlinePassed: Edge(edges_opening.open_hung, (_P.RECORDING,)),
             ev.Broken: Edge(edges.broken_last, (_P.ENDED,)),
         },
         (
@@ -87,9 +88,9 @@ TRANSITIONS: Final[Mapping[Phase, Mapping[type, Edge]]] = {
     ),
     _P.RUNNING: _row(
         {
-            ev.Announced: Edge(edges.announced, (_P.RUNNING,)),
-            ev.Opened: Edge(edges.opened_late, (_P.RUNNING, _P.STOPPING)),
-            ev.OpenFailed: Edge(edges.open_failed, (_P.STOPPING,)),
+            ev.Announced: Edge(edges_opening.announced, (_P.RUNNING,)),
+            ev.Opened: Edge(edges_opening.opened_late, (_P.RUNNING, _P.STOPPING)),
+            ev.OpenFailed: Edge(edges_opening.open_failed, (_P.STOPPING,)),
             ev.CannotRun: Edge(edges.cannot_run, (_P.STOPPING,)),
             ev.HeartbeatOpened: Edge(edges.heartbeat_opened, (_P.RUNNING,)),
             ev.Advanced: Edge(edges.advanced, (_P.RUNNING,)),
@@ -98,7 +99,7 @@ TRANSITIONS: Final[Mapping[Phase, Mapping[type, Edge]]] = {
             ev.HangFound: Edge(edges.hang_found, (_P.RUNNING, _P.STOPPING)),
             ev.Unusable: Edge(edges.unusable, (_P.STOPPING,)),
             ev.LeaveAsked: Edge(edges.asked_running, (_P.LEAVING,)),
-            ev.DeadlinePassed: Edge(edges.open_hung, (_P.STOPPING,)),
+            ev.DeadlinePassed: Edge(edges_opening.open_hung, (_P.STOPPING,)),
             ev.Broken: Edge(edges.broken, (_P.STOPPING,)),
         },
         (ev.GroupEnded, ev.Collected, ev.SaveSettled, ev.Recorded, ev.RecordFailed),
@@ -112,7 +113,7 @@ TRANSITIONS: Final[Mapping[Phase, Mapping[type, Edge]]] = {
             ev.WorkerEnded: Edge(edges.worker_left, (_P.LEAVING, _P.STOPPING)),
             ev.DeadlinePassed: Edge(edges.boundary_missed, (_P.STOPPING,)),
             ev.LeaveAsked: Edge(edges.asked_again, (_P.LEAVING, _P.STOPPING)),
-            ev.Opened: Edge(edges.opened_quietly, (_P.LEAVING,)),
+            ev.Opened: Edge(edges_opening.opened_quietly, (_P.LEAVING,)),
             ev.Broken: Edge(edges.broken, (_P.STOPPING,)),
         },
         (
@@ -137,7 +138,7 @@ TRANSITIONS: Final[Mapping[Phase, Mapping[type, Edge]]] = {
             ev.WorkerEnded: Edge(edges.ended_late, (_P.STOPPING,)),
             ev.GroupEnded: Edge(edges.group_ended, (_P.JUDGING, _P.SETTLING, _P.ENDED)),
             ev.LeaveAsked: Edge(edges.asked_busy, (_P.STOPPING,)),
-            ev.Opened: Edge(edges.opened_between, (_P.STOPPING,)),
+            ev.Opened: Edge(edges_opening.opened_between, (_P.STOPPING,)),
             ev.Broken: Edge(edges.broken_last, (_P.ENDED,)),
         },
         (
@@ -159,7 +160,7 @@ TRANSITIONS: Final[Mapping[Phase, Mapping[type, Edge]]] = {
             ev.Committed: Edge(edges.committed, (_P.JUDGING,)),
             ev.Collected: Edge(edges.collected, (_P.BACKING_OFF, _P.SETTLING)),
             ev.LeaveAsked: Edge(edges.asked_idle, (_P.SETTLING,)),
-            ev.Opened: Edge(edges.opened_between, (_P.JUDGING, _P.SETTLING)),
+            ev.Opened: Edge(edges_opening.opened_between, (_P.JUDGING, _P.SETTLING)),
             ev.Broken: Edge(edges.broken_last, (_P.ENDED,)),
         },
         (
@@ -184,7 +185,7 @@ TRANSITIONS: Final[Mapping[Phase, Mapping[type, Edge]]] = {
             ev.Committed: Edge(edges.committed, (_P.BACKING_OFF,)),
             ev.DeadlinePassed: Edge(edges.launch_again, (_P.RUNNING,)),
             ev.LeaveAsked: Edge(edges.asked_idle, (_P.SETTLING,)),
-            ev.Opened: Edge(edges.opened_between, (_P.BACKING_OFF, _P.ENDED)),
+            ev.Opened: Edge(edges_opening.opened_between, (_P.BACKING_OFF, _P.ENDED)),
             ev.Broken: Edge(edges.broken_last, (_P.ENDED,)),
         },
         (
@@ -210,7 +211,7 @@ TRANSITIONS: Final[Mapping[Phase, Mapping[type, Edge]]] = {
             ev.SaveSettled: Edge(edges.settled, (_P.RECORDING, _P.ENDED)),
             ev.DeadlinePassed: Edge(edges.settled_late, (_P.RECORDING, _P.ENDED)),
             ev.LeaveAsked: Edge(edges.asked_settling, (_P.SETTLING,)),
-            ev.Opened: Edge(edges.opened_quietly, (_P.SETTLING,)),
+            ev.Opened: Edge(edges_opening.opened_quietly, (_P.SETTLING,)),
             ev.Broken: Edge(edges.broken_last, (_P.ENDED,)),
         },
         (

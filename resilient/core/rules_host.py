@@ -29,6 +29,7 @@ from resilient.core.rule import (
 from resilient.core.symptoms import Lane, Symptoms
 
 SIGNALS: Final = "https://man7.org/linux/man-pages/man7/signal.7.html"
+FORK: Final = "https://man7.org/linux/man-pages/man2/fork.2.html"
 CGROUP: Final = "https://docs.kernel.org/admin-guide/cgroup-v2.html"
 LOADER: Final = "https://github.com/pytorch/pytorch/blob/main/torch/csrc/DataLoader.cpp"
 SHELL: Final = "https://pubs.opengroup.org/onlinepubs/9799919799/utilities/V3_chap02.html"
@@ -58,6 +59,10 @@ def _left_early(symptoms: Symptoms) -> str | None:
     rank = symptoms.rank
     training = rank.place in (Place.OUTSIDE, Place.STEP) and not rank.stopped
     return "" if training and symptoms.code == 0 and rank.error is None else None
+
+
+def _not_started(symptoms: Symptoms) -> str | None:
+    return symptoms.rank.not_started
 
 
 def _by_signal(symptoms: Symptoms) -> str | None:
@@ -194,6 +199,15 @@ def _signal(name: str, number: int, cause: Cause, action: Action, why: str, *mor
 
 
 HOST_RULES: Final = (
+    _host(
+        "not-started",
+        *_AGAIN,
+        "this node gave no process for rank {rank}: {seen}",
+        _not_started,
+        Evidence(ranks=(RankEvidence(rank=0, not_started="Resource temporarily unavailable"),)),
+        FORK,
+        confidence=Confidence.MEDIUM,
+    ),
     _host(
         "host-out-of-memory",
         Cause.OUT_OF_MEMORY_HOST,

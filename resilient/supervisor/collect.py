@@ -31,13 +31,20 @@ def evidence(
     hang: Hang | None,
     before: Sample | None,
     after: Sample,
+    not_started: str | None = None,
 ) -> Evidence:
-    """Everything that is known of an attempt whose workers have all ended."""
+    """Everything that is known of an attempt whose workers have all ended.
+
+    ``not_started`` says why the rank after the last member could not be started, where that was so.
+    """
     kills = None
     if before is not None and before.oom_kills is not None and after.oom_kills is not None:
         kills = max(0, after.oom_kills - before.oom_kills)
+    ranks = [_rank(member, board, redactor) for member in members]
+    if not_started is not None:
+        ranks.append(RankEvidence(rank=len(members), order=0, not_started=redactor.clean(not_started, _TEXT)))
     return Evidence(
-        ranks=tuple(_rank(member, board, redactor) for member in members),
+        ranks=tuple(ranks),
         hang=hang,
         oom_kills=kills,
         shm_used_fraction=after.shm_used_fraction,

@@ -45,6 +45,8 @@ class Crew:
         self._emit = emit
         self._heard = heard
         self.members: list[Member] = []
+        self.not_started: str | None = None
+        """Why the rank after the last member could not be started."""
         self._ending: Ending | None = None
         self._paused = False
 
@@ -59,21 +61,26 @@ class Crew:
         return self._ending is not None
 
     def start(self, *, attempt: int, launch: int) -> None:
-        """Launch all workers."""
+        """Launch all workers; where the node has no room for one, that one has failed."""
         self.forget()
         scene = self._scene
-        self.members = group.start(
-            scene.place, self._board, self._slots, scene.lines, scene.console.write,
-            attempt=attempt, launch=launch, now=time.monotonic(),
-        )  # fmt: skip
+        try:
+            group.start(
+                scene.place, self._board, self._slots, scene.lines, scene.console.write,
+                into=self.members, launch=launch, now=time.monotonic(),
+            )  # fmt: skip
+        except OSError as error:
+            self.not_started = str(error)
         pids = {str(member.rank): member.process.pid for member in self.members}
         scene.journal.write("workers", attempt=attempt, launch=launch, pids=pids)
         for member in self.members:
             self._connect(member)
+        if self.not_started is not None:
+            self._emit(ev.WorkerEnded(rank=len(self.members), clean=False, finished=False))
 
     def send(self, rank: int, message: object) -> None:
         """Tell one worker; one that is gone need not know."""
-        channel = self.members[rank].channel
+        channel = self.members[rank].channel if rank < len(self.members) else None
         if channel is not None:
             with contextlib.suppress(Closed):  # its exit is on the way
                 channel.send(message)
@@ -101,7 +108,7 @@ class Crew:
         """Reap them; nothing is known of them any more."""
         for member in self.members:
             member.process.close()
-        self.members = []
+        self.members, self.not_started = [], None
 
     def close(self) -> None:
         """Let go of everything."""

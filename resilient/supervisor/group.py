@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import socket
+import sys
+import termios
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,15 +64,15 @@ def start(
     lines: Lines,
     sink: Callable[[int, bytes], object],
     *,
-    attempt: int,
+    into: list[Member],
     launch: int,
     now: float,
-) -> list[Member]:
-    """Launch all workers; an ``OSError`` leaves those that were started, for the caller to end."""
+) -> None:
+    """Launch all workers; ``into`` gets them one by one: an ``OSError`` leaves those that were started to be ended."""
     port = place.launch.master_port or _free_port(place.launch.master_addr)
     folder = place.scratch / f"launch-{launch}"
-    folder.mkdir(mode=0o700)
-    members = []
+    with contextlib.suppress(OSError):  # on a full disk workers do without records of their errors, and train
+        folder.mkdir(mode=0o700, parents=True)
     for rank in range(place.launch.nproc):
         files = (folder / f"error-{rank}.json", folder / f"torchelastic-{rank}.json")
         environ = worker_environment(
@@ -82,8 +86,7 @@ def start(
             error_file=str(files[1]),
         )
         environ |= {TOKEN_VARIABLE: place.token, ERROR_FILE_VARIABLE: str(files[0]), STACKS_VARIABLE: str(folder)}
-        members.append(_start_one(place, board, slots, lines, sink, rank, environ, files, now))
-    return members
+        into.append(_start_one(place, board, slots, lines, sink, rank, environ, files, now))
 
 
 def _start_one(
@@ -111,6 +114,10 @@ def _start_one(
             fds=[theirs.fileno()] if theirs else [],
             terminal=place.terminal,
         )
+    except BaseException:
+        if ours is not None:
+            ours.close()
+        raise
     finally:
         if theirs is not None:
             theirs.close()
@@ -145,16 +152,20 @@ def read_pipe(member: Member, fd: int, size: int = 1 << 16) -> bool:
 
 
 def drain(member: Member) -> None:
-    """Pass on what is left in the pipes of a worker that has ended, without waiting for whoever else holds them."""
+    """Pass on what is left in the pipes of a worker that has ended; whoever else holds them may write for ever."""
     for fd in tuple(member.open_pipes):
         relay = member.stdout if fd == member.process.stdout else member.stderr
-        try:
-            while data := os.read(fd, 1 << 16):
-                relay.feed(data)
-        except BlockingIOError:
-            pass
+        left = _waiting_bytes(fd)
+        while left > 0 and (data := os.read(fd, left)):
+            relay.feed(data)
+            left -= len(data)
         relay.finish()
         member.open_pipes.discard(fd)
+
+
+def _waiting_bytes(fd: int) -> int:
+    """How much can be read from a pipe now."""
+    return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def _free_port(address: str) -> int:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
-from resilient.checkpoint.requests import CheckpointRef, Claim, Failed, Opened, Reply, Request
+from resilient.checkpoint.requests import CheckpointRef, Opened, Reply, Request
 from resilient.core import events as ev
 from resilient.core.cadence import Cadence
 from resilient.errors import SettingsError
@@ -19,8 +20,11 @@ from resilient.link import messages as ms
 from resilient.link.board import Board
 from resilient.settings import Effective
 from resilient.supervisor.agreement import MEMORY, Agreement, Candidate, in_order
+from resilient.supervisor.claiming import Claiming
 from resilient.supervisor.fetching import Fetching, Outcome
-from resilient.supervisor.tiers import RETRY_S, Tiers
+from resilient.supervisor.tiers import Tiers
+
+SAY_AGAIN_S: Final = 300.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +43,8 @@ class Ports:
     """The monotonic clock."""
     held_s: Callable[[], float]
     """Seconds for which devices have been held without a newly committed step."""
+    say: Callable[[str], None]
+    """A line for whoever reads the log."""
     settled: Callable[[int], None]
     last_saved: Callable[[int, bool], None]
     """The state of a final or stopping boundary is durable, or is not."""
@@ -58,6 +64,9 @@ class Host:
             settled=ports.settled,
         )
         self._fetching = Fetching(board, ports.submit, self.tiers.slots.free, ports.journal)
+        self._claiming = Claiming(
+            ports.submit, self._may_save, ports.emit, self._journal, now=ports.now, held_s=ports.held_s
+        )
         self.agreement = self._new_agreement()
         self.effective: Effective | None = None
         self.total_steps: int | None = None
@@ -77,7 +86,8 @@ class Host:
         self._not_taken: dict[int, str] = {}
         self._released = False
         self._heartbeat = False
-        self._claim_again: tuple[float, Callable[[], None]] | None = None
+        self._say_from = 0.0
+        """The time from which people are told again that nothing can be saved."""
 
     def _new_agreement(self) -> Agreement:
         return Agreement(
@@ -103,6 +113,7 @@ class Host:
         self._not_taken.clear()
         self._released = False
         self._attempt = attempt if numbered else None
+        self._claiming.forget()
         self.tiers.start(attempt, None)
 
     def opened(self, reply: Opened, patience_s: float) -> None:
@@ -114,6 +125,9 @@ class Host:
         durable = in_order(self._durable())
         if durable and not self.tiers.candidates():
             self._fetching.begin(durable[0], self._patience_s)
+
+    def _may_save(self, may: bool | None) -> None:
+        self.tiers.can_save = may
 
     def _durable(self) -> list[Candidate]:
         return [Candidate(attempt=ref.attempt, step=ref.step, name=ref.name) for ref in self._saved]
@@ -141,10 +155,7 @@ class Host:
 
     def tick(self, now: float) -> None:
         """What is due by the clock."""
-        if self._claim_again is not None and now >= self._claim_again[0]:
-            again = self._claim_again[1]
-            self._claim_again = None
-            again()
+        self._claiming.tick(now)
         self.tiers.tick(now)
 
     @property
@@ -286,6 +297,10 @@ class Host:
             },
         )
         refused = {aside.name for aside in self.agreement.refused}
+        for aside in self.agreement.refused:
+            self._ports.say(
+                f"{aside.name} could not be used: {aside.why}; training goes on from step {self.agreement.step}"
+            )
         self._saved = [ref for ref in self._saved if ref.name not in refused]
         self.tiers.durable_step = max((ref.step for ref in self._saved), default=0)
         newest = self._saved[0].name if self._saved else None
@@ -293,30 +308,7 @@ class Host:
         began_from = chosen.name if chosen and chosen.name != MEMORY else (newest if chosen else None)
         self.tiers.began_from[attempt] = began_from
         if self._opened is not None:
-            self._claim(attempt, began_from)
-
-    def _claim(self, attempt: int, began_from: str | None) -> None:
-        """Make the attempt ours in the store; until it is, nothing is saved."""
-        held_s = self._ports.held_s()
-
-        def answered(reply: Reply) -> None:
-            if attempt != self._attempt:
-                return
-            if isinstance(reply, Failed) and reply.conflict:
-                self._ports.emit(ev.Broken(why=f"another supervisor has claimed attempt {attempt}: {reply.why}"))
-            elif isinstance(reply, Failed) and reply.kind == "internal" and not reply.answered:
-                self._claim(attempt, began_from)  # the saver was killed: the next one is asked
-            elif isinstance(reply, Failed):
-                self.tiers.can_save = False
-                self._ports.journal("save_failed", {"step": 0, "why": f"attempt {attempt} is not claimed: {reply.why}"})
-                self._claim_again = (self._ports.now() + RETRY_S, lambda: self._claim(attempt, began_from))
-            else:
-                self.tiers.can_save = True
-
-        self.tiers.can_save = None
-        self._ports.submit(
-            lambda number: Claim(id=number, attempt=attempt, began_from=began_from, held_s=held_s), answered
-        )
+            self._claiming.begin(attempt, began_from)
 
     def _train(self, now: float) -> None:
         if self.effective is None:
@@ -371,8 +363,17 @@ class Host:
         for rank in range(self._board.rows):
             self._ports.send(rank, ms.FinalSlot(slot=slot))
 
-    def _told(self, kind: str, fields: Mapping[str, object]) -> None:
+    def _journal(self, kind: str, fields: Mapping[str, object]) -> None:
+        """What keeps a run from being saved is said as well: at once, then now and then until something is saved."""
         self._ports.journal(kind, fields)
+        if kind == "checkpoint":
+            self._say_from = 0.0
+        elif kind == "save_failed" and (now := self._ports.now()) >= self._say_from:
+            self._say_from = now + SAY_AGAIN_S
+            self._ports.say(f"step {fields.get('step')} could not be saved: {fields.get('why')}; training goes on")
+
+    def _told(self, kind: str, fields: Mapping[str, object]) -> None:
+        self._journal(kind, fields)
         step, attempt = fields.get("step"), fields.get("attempt")
         if kind == "checkpoint" and isinstance(step, int) and isinstance(attempt, int):
             name, pruned = fields.get("name"), fields.get("pruned")

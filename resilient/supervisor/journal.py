@@ -14,6 +14,7 @@ what could not be written is counted, and said once.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import json
 import math
@@ -38,6 +39,8 @@ LINE_LIMIT: Final = 256 << 10
 """Bytes of one line."""
 SEGMENT_LIMIT: Final = 4 << 20
 LIMIT: Final = 64 << 20
+_SHORTAGES: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
+"""What this node lacks just now, and another would not: no setting is wrong."""
 _SHORTEST_TEXT: Final = 64
 _CUT_LIMIT: Final = 1 << 10
 _CACHED_CHARS: Final = 128
@@ -76,6 +79,8 @@ class Journal:
             self._fd = self._open()
             self._size = os.fstat(self._fd).st_size
         except OSError as error:
+            if error.errno in _SHORTAGES:
+                raise
             raise SettingsError(
                 f"cannot keep a journal in {directory}: {error.strerror}; give another directory with --journal"
             ) from error

@@ -236,6 +236,7 @@ class Supervisor:
             resolve=self._scene.resolve,
             now=time.monotonic,
             held_s=lambda: self.job.ledger.held(time.monotonic()),
+            say=self._scene.say,
             settled=self._on_settled,
             last_saved=lambda step, ok: None,
         )
@@ -377,7 +378,7 @@ class Supervisor:
     def _collect(self) -> None:
         found = collect.evidence(
             self._crew.members, self._board, self._scene.redactor, hang=self._hang, before=self._before,
-            after=samples.sample(disk=self._scene.journal_dir),
+            after=samples.sample(disk=self._scene.journal_dir), not_started=self._crew.not_started,
         )  # fmt: skip
         self._emit(ev.Collected(evidence=found))
 

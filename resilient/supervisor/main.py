@@ -13,7 +13,6 @@ from resilient import settings
 from resilient.core import commands as cm
 from resilient.core.exit_codes import ExitCode
 from resilient.core.redact import Redactor, secrets_of, secrets_of_argv
-from resilient.errors import SettingsError
 from resilient.kubernetes import termination
 from resilient.launch import Launch
 from resilient.supervisor import descendants, ending, processes
@@ -26,6 +25,7 @@ TERMINATION_LOG: Final = Path("/dev/termination-log")
 def run_command(launch: Launch, environ: Mapping[str, str]) -> int:
     """Supervise a command to its end; returns the exit code of the contract."""
     _open_standard_streams()
+    processes.allow_descriptors(launch.nproc)
     processes.become_subreaper()
     scene = set_up(launch, environ)
     try:
@@ -36,13 +36,13 @@ def run_command(launch: Launch, environ: Mapping[str, str]) -> int:
         scene.close()
 
 
-def refused(error: SettingsError, argv: Sequence[str], environ: Mapping[str, str]) -> None:
+def refused(code: ExitCode, said: str, argv: Sequence[str], environ: Mapping[str, str]) -> None:
     """Say in the pod's status as well why nothing was started."""
     redactor = Redactor((*secrets_of(environ), *secrets_of_argv(argv)))
-    why, _, do = redactor.clean(str(error), 4096).partition("; ")
+    why, _, do = redactor.clean(said, 4096).partition("; ")
     unknown = dict.fromkeys(("run", "submission", "step", "rank", "rule", "node", "journal"))
-    data = termination.message(ExitCode.CONFIG_FAULT, why, do, attempt=0, **unknown)
-    # Settings cannot be asked: one of them is what is wrong.
+    data = termination.message(code, why, do, attempt=0, **unknown)
+    # Settings cannot be asked: one of them may be what is wrong.
     _write_termination(environ.get(settings.variable("termination_log")), data)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -20,10 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from resilient.errors import SettingsError
 from resilient.supervisor import exec_worker
 
 _STUB: Final = str(Path(exec_worker.__file__).resolve())
 _PR_SET_CHILD_SUBREAPER: Final = 36
+_DESCRIPTORS: Final = 320
+"""Open files of a supervisor; most are for the descendants of workers while they are being ended."""
+_DESCRIPTORS_OF_A_WORKER: Final = 8
+"""Two pipes, a socket, a pidfd, three slots of memory, and what opens while it is started."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +137,19 @@ def check_command(
     if not any(os.path.isfile(path) and os.access(path, os.X_OK) for path in found):
         return exec_worker.CANNOT_EXECUTE
     return None
+
+
+def allow_descriptors(workers: int) -> None:
+    """Have room for all that supervising takes; the workers get the higher limit as well."""
+    needed = _DESCRIPTORS + workers * _DESCRIPTORS_OF_A_WORKER
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise SettingsError(
+            f"cannot supervise {workers} workers with at most {hard} open files: {needed} are needed; raise the limit"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def become_subreaper() -> bool:

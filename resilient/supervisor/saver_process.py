@@ -32,7 +32,8 @@ class SaverProcess:
         ours, theirs = socket.socketpair()
         fds = [theirs.fileno(), *(fd for pair in slots.values() for fd in pair)]
         arenas = json.dumps({str(rank): list(pair) for rank, pair in slots.items()})
-        with theirs:
+        with contextlib.ExitStack() as unless_started, theirs:
+            unless_started.callback(ours.close)
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "resilient.supervisor.saver_process", str(theirs.fileno()), arenas, token],
                 stdin=subprocess.DEVNULL,
@@ -41,6 +42,7 @@ class SaverProcess:
                 env=dict(environ),
                 start_new_session=True,
             )
+            unless_started.pop_all()
         self._channel: Channel[Reply] = Channel(ours, REPLIES)
         self._waiting: dict[int, Then] = {}
         self._next = 0

@@ -22,6 +22,7 @@ from resilient.core.hangs import Bounds
 from resilient.core.job import Job
 from resilient.core.policy import Ledger, Terms, opening_ledger
 from resilient.core.redact import Redactor, clean_argv, clean_url, secrets_of, secrets_of_argv
+from resilient.errors import SettingsError
 from resilient.facts import Platform
 from resilient.launch import Launch
 from resilient.settings import Effective, Settings
@@ -229,7 +230,13 @@ def _run_text(launch: Launch, settings: Settings) -> str:
 def _journal_dir(settings: Settings, submission: str) -> Path:
     if settings.journal is not None:
         return Path(settings.journal).absolute()
-    return Path(tempfile.gettempdir()) / f"resilient-{os.getuid()}" / submission
+    try:
+        folder = tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise SettingsError(
+            "cannot keep a journal: no directory for temporary files can be written; set TMPDIR, or give --journal"
+        ) from error
+    return Path(folder) / f"resilient-{os.getuid()}" / submission
 
 
 def _write_start(scene: Scene) -> None:

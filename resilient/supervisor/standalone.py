@@ -137,10 +137,11 @@ class Keeper:
             send=self._send,
             submit=self._store.submit,
             emit=self._on_event,
-            journal=self._note,
+            journal=lambda kind, fields: None,
             resolve=lambda run: settings_.load(run=run, environ=self._environ),
             now=time.monotonic,
             held_s=lambda: 0.0,
+            say=self._say,
             settled=self._on_settled,
             last_saved=self._on_saved,
         )
@@ -191,10 +192,6 @@ class Keeper:
         if self._channels and self._stopping is not None:
             self._on_saved(self._stopping, durable_step >= self._stopping)
         self._settled = not self._channels
-
-    def _note(self, kind: str, fields: Mapping[str, object]) -> None:
-        if kind == "save_failed":
-            self._say(f"step {fields.get('step')} could not be saved: {fields.get('why')}; training goes on")
 
     def _say(self, text: str) -> None:
         with contextlib.suppress(OSError):  # nobody reads it any more

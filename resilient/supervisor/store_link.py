@@ -213,7 +213,11 @@ class StoreLink:
 
     def _submit(self, make: Callable[[int], Request], then: Callable[[Reply], None]) -> None:
         if self._saver is None:
-            self._saver = SaverProcess(self._slots, self._token, self._environ)
+            try:
+                self._saver = SaverProcess(self._slots, self._token, self._environ)
+            except OSError as error:  # the node has no room for it
+                then(Failed(id=0, why=f"the saver cannot be started: {error}", answered=False, kind="internal"))
+                return
             self._watch(self._saver.fileno(), self._on_replies)
         self._saver.submit(make, then)
 

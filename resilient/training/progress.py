@@ -53,6 +53,8 @@ class Progress:
         self._driven = [False]
         self._fence = fence
         self.decorated = False
+        self._left_after: int | None = None
+        """Steps that were complete when one was left by ``SystemExit``."""
         _alive.add(self)
 
     def open(self) -> None:
@@ -103,8 +105,13 @@ class Progress:
         self.rest(words_of.FINISHED)
 
     def leave(self) -> None:
-        """The interpreter ends in an orderly way: a loop that was left with ``break`` is over."""
-        if self._gate[0] != _FORKED:
+        """The interpreter ends in an orderly way: a loop that was left with ``break`` is over, one left out of the
+        middle of a step is not, whatever the exit code says."""
+        if self._gate[0] == _FORKED:
+            return
+        if self._left_after == self._count[0]:
+            self._show(STEP)
+        else:
             self._words[self._base + words_of.LOOPING] = 0
 
     def rest(self, place: int) -> int:
@@ -155,9 +162,11 @@ class Progress:
                 result = function(*args, **kwargs)
                 if fence[0] is not None:
                     fence[0]()  # no optimizer stepped, and what follows may change the state by hand
-            except BaseException:
+            except BaseException as error:
                 gate[0] = _OPEN
                 self._show(place[0])
+                if isinstance(error, SystemExit):
+                    self._left_after = count[0]
                 raise
             count[0] = done = count[0] + 1
             words[at_done] = done

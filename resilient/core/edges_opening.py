@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the events of an opening do to a job: how the store is asked, what its answer changes, and when it is given up.
+
+The answer may come in any phase: a script that names the store itself does so while its workers run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from resilient.core import events as ev
+from resilient.core import policy
+from resilient.core.commands import ClearDeadline, Command, NumberAttempt, OpenStore, SetDeadline
+from resilient.core.edges import Step, end, end_by, launch
+from resilient.core.exit_codes import ExitCode
+from resilient.core.job import Job, Phase
+
+
+def begin(job: Job, now: float) -> Step:
+    """The first step of a supervisor's life."""
+    job = replace(job, ledger=replace(job.ledger, held_since=now))
+    if job.has_store:
+        return job, _open(job, now)
+    return launch(replace(job, attempt=1))
+
+
+def _open(job: Job, now: float) -> tuple[Command, ...]:
+    """Whoever opens the store gives up by itself; the deadline is for a store that hangs, as a dead mount does."""
+    return SetDeadline(at=now + job.terms.open_s), OpenStore()
+
+
+def _learned(job: Job, event: ev.Opened, now: float) -> Job:
+    """What the store knows counts from now on, and a launch that had no number of the run gets one that is free."""
+    ledger = policy.opening_ledger(
+        job.ledger, committed_step=event.committed_step, held_s=event.held_s, debits=event.debits, now=now
+    )
+    return replace(job, attempt=max(job.attempt, event.next_attempt), ledger=ledger)
+
+
+def _opened(job: Job, event: ev.Opened, now: float) -> Step:
+    job = _learned(job, event, now)
+    if event.ever_committed and event.committed_step == 0:
+        why = "steps of this run were committed, but its checkpoint directory lists none"
+        do = "check the checkpoint URL and its mount, or start with --fresh"
+        return end(job, ExitCode.CONFIG_FAULT, why, do, now)
+    late = policy.too_long(job.ledger, job.terms, now)
+    return end_by(job, late, now) if late else (job, ())
+
+
+def prepared(job: Job, event: ev.Opened, now: float) -> Step:
+    job, commands = _opened(job, event, now)
+    return launch(job) if job.phase is Phase.PREPARING else (job, commands)
+
+
+def opened_late(job: Job, event: ev.Opened, now: float) -> Step:
+    job, commands = _opened(job, event, now)
+    if job.phase is Phase.RUNNING:
+        return job, (ClearDeadline(), NumberAttempt(attempt=job.attempt))
+    return job, commands
+
+
+def opened_between(job: Job, event: ev.Opened, now: float) -> Step:
+    """The launch that had named the store is gone already; the next one begins with what the store has said."""
+    if job.leave_by is not None or job.ending is not None:
+        return opened_quietly(job, event, now)
+    return _opened(job, event, now)
+
+
+def opened_quietly(job: Job, event: ev.Opened, now: float) -> Step:
+    """Too late to train on it, but how the job leaves depends on what is durable, and is recorded under a free name."""
+    return _learned(job, event, now), ()
+
+
+def open_hung(job: Job, event: ev.DeadlinePassed, now: float) -> Step:
+    why = f"the checkpoint store has not answered for {job.terms.open_s:.0f} s, and the call that asks it hangs"
+    return end(job, ExitCode.RESTART, why, "a fresh container tries the store again; look at its mount", now)
+
+
+def open_failed(job: Job, event: ev.OpenFailed, now: float) -> Step:
+    if event.wrong:
+        return end(job, ExitCode.CONFIG_FAULT, event.why, "correct the checkpoint URL or its settings", now)
+    return end(job, ExitCode.RESTART, event.why, "a fresh container tries the store again", now)
+
+
+def announced(job: Job, event: ev.Announced, now: float) -> Step:
+    return replace(job, has_store=True), _open(job, now)
