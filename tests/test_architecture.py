@@ -35,6 +35,7 @@ LAYERS = {
     "resilient.version": 1,
     # effects, one outside thing each
     "resilient.link": 2,
+    "resilient.devices": 2,
     "resilient.checkpoint": 3,
     "resilient.kubernetes": 3,
     "resilient.supervisor": 4,
@@ -56,6 +57,7 @@ OWNERS = {
     "fsspec": {"checkpoint/store.py"},
     "kubernetes": {"kubernetes/"},
     "numpy": {"training/", "checkpoint/"},
+    "pynvml": {"devices/nvml.py"},
     "rich": {"report/"},
     "safetensors": {"checkpoint/export.py"},
     "tenacity": {"retry.py"},
