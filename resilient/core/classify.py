@@ -80,7 +80,7 @@ def _absent_hang(evidence: Evidence) -> list[_Finding]:
     return [_Finding(symptoms, rule, seen) for rule in rules if (seen := rule.when(symptoms)) is not None]
 
 
-def _blame(finding: _Finding) -> tuple[bool, int, bool, bool, bool, bool, float, int]:
+def _blame(finding: _Finding) -> tuple[bool, int, bool, int, bool, bool, bool, float, int]:
     """Sort findings, the one to blame in front."""
     ruled = finding.rule.family is Family.RULING
     order = finding.rank.order
@@ -89,6 +89,8 @@ def _blame(finding: _Finding) -> tuple[bool, int, bool, bool, bool, bool, float,
         # Rulings that differ: to stop outweighs to move, to move outweighs to retry.
         _PRECEDENCE[finding.rule.id] if ruled else 0,
         not finding.rule.device_grade,
+        # A fault of one device is reported for its peers too; the more certain rules stand before the others.
+        _PRECEDENCE[finding.rule.id] if finding.rule.device_grade else 0,
         finding.rule.role is Role.VICTIM,
         finding.rank.stopped,
         # To leave with 0 is a fault only where nobody else has a worse one.

@@ -7,6 +7,7 @@ Frozen words only. ``None`` is what could not be read: unknown, never fine.
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -85,3 +86,77 @@ class DeviceEvent:
     number: int | None = None
     """The Xid; ``None`` for other kinds, and where the driver gave none."""
     monotonic_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceEvidence:
+    """A device of a worker: now that the attempt has ended, before it began, and what it reported meanwhile."""
+
+    device: Device
+    before: Device | None = None
+    events: tuple[DeviceEvent, ...] = ()
+    """The first of them, in order."""
+
+
+def assigned(
+    look: Look | None,
+    before: Look | None,
+    events: Sequence[DeviceEvent],
+    ranks: int,
+    *,
+    visible: str | None,
+    by_bus: bool,
+    shared: bool,
+) -> tuple[tuple[DeviceEvidence, ...], ...]:
+    """Give each local rank what is known of its devices, as a framework would that was told nothing more.
+
+    ``visible`` is ``CUDA_VISIBLE_DEVICES``, ``by_bus`` says that it counts by PCI address, as
+    drivers do, and ``shared`` that all ranks may use all of them. Where nobody can tell
+    whose a device is, it is everybody's. Without a look the devices of the look before
+    it are left, of which nothing is known any more but what they reported.
+    """
+    past = {device.index: device for device in before.devices} if before else {}
+    devices = look.devices if look else tuple(_unread(device) for device in past.values())
+    told = {device.index: tuple(event for event in events if event.index == device.index) for device in devices}
+    chosen = tuple(
+        DeviceEvidence(device=device, before=past.get(device.index), events=told[device.index])
+        for device in _visible(devices, visible)
+    )
+    alike = len({device.name for device in devices}) == 1
+    numbered = visible is None or any(entry.strip().isdecimal() for entry in visible.split(","))
+    if shared or ranks == 1 or (numbered and not (alike or by_bus)):
+        return (chosen,) * ranks
+    return tuple(chosen[rank : rank + 1] for rank in range(ranks))
+
+
+def _unread(device: Device) -> Device:
+    """Keep who it is, and nothing of how it was."""
+    return Device(
+        index=device.index,
+        uuid=device.uuid,
+        bus=device.bus,
+        name=device.name,
+        instances=device.instances,
+        watched=device.watched,
+    )
+
+
+def _visible(devices: Sequence[Device], visible: str | None) -> tuple[Device, ...]:
+    """Those that ``CUDA_VISIBLE_DEVICES`` names, in its order; it counts up to its first entry that is no device."""
+    if visible is None:
+        return tuple(devices)
+    chosen = []
+    for entry in visible.split(","):
+        device = next((device for device in devices if _is_named(device, entry.strip())), None)
+        if device is None:
+            break
+        chosen.append(device)
+    return tuple(chosen)
+
+
+def _is_named(device: Device, entry: str) -> bool:
+    """By number, or by the beginning of a UUID, its own or that of one of its parts."""
+    if entry.isdecimal():
+        return int(entry) == device.index
+    uuids = (device.uuid or "", *device.instances)
+    return len(entry) > len("GPU-") and any(uuid.startswith(entry) for uuid in uuids)

@@ -11,6 +11,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from resilient.core.devices import DeviceEvidence
+
 
 class Ruling(str, enum.Enum):
     """What the user's own code ruled, by raising ``resilient.Stop`` and its siblings."""
@@ -92,6 +94,8 @@ class RankEvidence:
     step: int | None = None
     """The step it had entered last (1 for the first of the run)."""
     place: Place = Place.UNKNOWN
+    devices: tuple[DeviceEvidence, ...] = ()
+    """Those that it uses, or must be taken to use; empty where nothing is known of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

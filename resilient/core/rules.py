@@ -13,6 +13,7 @@ from typing import Final
 
 from resilient.core.rule import Rule
 from resilient.core.rules_cuda import CUDA_RULES
+from resilient.core.rules_device import COUNT_RULES, DEVICE_RULES
 from resilient.core.rules_driver import DRIVER_RULES, LATE_DRIVER_RULES
 from resilient.core.rules_host import EXIT_RULES, HANG_RULES, HOST_RULES, LOADER_RULES
 from resilient.core.rules_link import ABORT_RULES, IB_RULES, MISUSE_RULES, PEER_RULES
@@ -21,7 +22,9 @@ from resilient.core.rules_storage import STORAGE_RULES
 
 RULES: Final[tuple[Rule, ...]] = (
     *RULING_RULES,
+    *DEVICE_RULES,
     *DRIVER_RULES,
+    *COUNT_RULES,
     *IB_RULES,
     *HANG_RULES,
     *MISUSE_RULES,

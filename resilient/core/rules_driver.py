@@ -10,7 +10,9 @@ from __future__ import annotations
 from typing import Final
 
 from resilient.core.causes import Action, Cause, Confidence
+from resilient.core.device_conditions import reported
 from resilient.core.rule import (
+    AnyOf,
     Family,
     Role,
     Rule,
@@ -42,8 +44,9 @@ def _xid(
     confidence: Confidence = Confidence.HIGH,
     device_grade: bool = True,
 ) -> Rule:
-    """Make the rule for some Xids, whose line also says ``text``."""
+    """Make the rule for some Xids; where their line must also say ``text``, the number alone is not enough."""
     choice = "|".join(map(str, numbers))
+    line = printed(Lane.KERNEL, rf"{_BUS}(?:{choice}),{text}")
     return Rule(
         id=f"xid-{name}",
         family=Family.DRIVER,
@@ -51,7 +54,7 @@ def _xid(
         action=action,
         role=role,
         confidence=confidence,
-        when=printed(Lane.KERNEL, rf"{_BUS}(?:{choice}),{text}"),
+        when=line if text else AnyOf((reported(*numbers), line)),
         why=f"the driver of rank {{rank}}'s node reported {why}: {{seen}}",
         source=XID,
         example=left_behind(_xid_line(numbers[0], said or why), code=1),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from resilient.core import wire
+from resilient.core.devices import DeviceEvidence
 from resilient.core.error_text import from_torchelastic
 from resilient.core.evidence import ErrorLink, ErrorRecord, Evidence, Hang, RankEvidence
 from resilient.core.redact import Redactor
@@ -32,15 +33,21 @@ def evidence(
     before: Sample | None,
     after: Sample,
     not_started: str | None = None,
+    devices: Sequence[Sequence[DeviceEvidence]] = (),
 ) -> Evidence:
-    """Everything that is known of an attempt whose workers have all ended.
+    """Everything that is known of an attempt whose workers have all ended; ``devices`` by rank.
 
     ``not_started`` says why the rank after the last member could not be started, where that was so.
     """
     kills = None
     if before is not None and before.oom_kills is not None and after.oom_kills is not None:
         kills = max(0, after.oom_kills - before.oom_kills)
-    ranks = [_rank(member, board, redactor) for member in members]
+    ranks = [
+        dataclasses.replace(
+            _rank(member, board, redactor), devices=tuple(_cleaned_device(one, redactor) for one in theirs)
+        )
+        for member, theirs in zip(members, devices or ((),) * len(members), strict=True)
+    ]
     if not_started is not None:
         ranks.append(RankEvidence(rank=len(members), order=0, not_started=redactor.clean(not_started, _TEXT)))
     return Evidence(
@@ -103,6 +110,19 @@ def _cleaned(record: ErrorRecord, redactor: Redactor) -> ErrorRecord:
         function=clean(record.function),
         host=clean(record.host),
     )
+
+
+def _cleaned_device(evidence: DeviceEvidence, redactor: Redactor) -> DeviceEvidence:
+    """Words of a driver are text like any other."""
+
+    def clean(data: object) -> object:
+        if isinstance(data, str):
+            return redactor.clean(data, 200)
+        if isinstance(data, dict):
+            return {key: clean(value) for key, value in data.items()}
+        return [clean(item) for item in data] if isinstance(data, list) else data
+
+    return wire.from_data(clean(wire.to_data(evidence)), DeviceEvidence)
 
 
 def _read(path: Path) -> str | None:

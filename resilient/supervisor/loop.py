@@ -35,6 +35,7 @@ from resilient.supervisor.scene import Scene
 from resilient.supervisor.sentry import Sentry
 from resilient.supervisor.store_link import StoreLink
 from resilient.supervisor.timers import Timers
+from resilient.supervisor.witnesses import Witnesses
 
 TICK_S: Final = 0.1
 PROGRESS_S: Final = 5.0
@@ -86,8 +87,8 @@ class Supervisor:
             say=scene.say,
             found=self._on_hang,
         )
+        self._witnesses = Witnesses(scene, watch=self._add, unwatch=self._remove, after=self._timers.after)
         self._hang: Hang | None = None
-        self._before: samples.Sample | None = None
         self._deadline: float | None = None
         self._progress_at = 0.0
         self._first_step_of = 0
@@ -119,6 +120,7 @@ class Supervisor:
     def close(self) -> None:
         """End the saver, once it has done what it was asked, and let go of everything."""
         self._crew.close()
+        self._witnesses.close()
         journal = self._scene.journal
         self._store.ship_rest(journal.segment, journal.shipped, time.monotonic() + self._scene.seconds_left(self.job))
         self._store.close(timeout_s=self._scene.seconds_left(self.job))
@@ -324,7 +326,8 @@ class Supervisor:
     def _reap(self) -> None:
         self._crew.look_for_exits()
         known = {member.process.pid for member in self._crew.members}
-        reap_orphans(known | {pid for pid in (self._store.saver_pid,) if pid is not None})
+        ours = (self._store.saver_pid, self._witnesses.pid)
+        reap_orphans(known | {pid for pid in ours if pid is not None})
 
     def _on_control(self) -> None:
         request = self._scene.control.accept()
@@ -354,7 +357,7 @@ class Supervisor:
             return
         self._sentry.restarted()
         self._hang = None
-        self._before = samples.sample(disk=scene.journal_dir)
+        self._witnesses.begin()
         numbered = self._store.opened is not None or not self.job.has_store
         self._host.launched(command.attempt, numbered=numbered)
         self._crew.start(attempt=command.attempt, launch=command.launch)
@@ -376,11 +379,10 @@ class Supervisor:
         self._crew.end(grace_s)
 
     def _collect(self) -> None:
-        found = collect.evidence(
-            self._crew.members, self._board, self._scene.redactor, hang=self._hang, before=self._before,
-            after=samples.sample(disk=self._scene.journal_dir), not_started=self._crew.not_started,
+        self._witnesses.gather(
+            self._crew.members, self._board, lambda found: self._emit(ev.Collected(evidence=found)),
+            hang=self._hang, not_started=self._crew.not_started,
         )  # fmt: skip
-        self._emit(ev.Collected(evidence=found))
 
 
 _PLAIN: Final[Mapping[type[cm.Command], Callable[[Supervisor], None]]] = {
