@@ -84,7 +84,7 @@ def test_workers_find_the_environment_of_torchrun(folder: Folder) -> None:
         # torchrun's own process holds the store; ours does not, so that rank 0 opens it.
         differing.pop("TORCHELASTIC_USE_AGENT_STORE")
         assert differing == {}
-        assert set(ours) - set(peer) <= {"TORCH_NCCL_ASYNC_ERROR_HANDLING"}
+        assert set(ours) - set(peer) <= {"TORCH_NCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_DUMP_ON_TIMEOUT"}
 
 
 def test_a_nested_torchrun_is_unwrapped(folder: Folder) -> None:

@@ -91,6 +91,9 @@ class RankEvidence:
     """It ended only after the group was told to stop: not the one to blame by its exit."""
     error: ErrorRecord | None = None
     stderr_tail: str = ""
+    stdout_tail: str = ""
+    nccl_log: str = ""
+    """The end of NCCL's own log, where it was not printed."""
     step: int | None = None
     """The step it had entered last (1 for the first of the run)."""
     place: Place = Place.UNKNOWN

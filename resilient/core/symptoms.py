@@ -96,7 +96,8 @@ def observe(rank: RankEvidence, evidence: Evidence) -> Symptoms:
         function=function,
         signal=signal,
         code=code,
-        lanes=_lanes(lines, aborted=signal == _SIGABRT),
+        # NCCL logs to a file where it was told to, and else to stdout, whatever lies behind it.
+        lanes=_lanes(lines, clip(rank.nccl_log) + clip(rank.stdout_tail), aborted=signal == _SIGABRT),
     )
 
 
@@ -127,9 +128,9 @@ def _clipped(chain: tuple[ErrorLink, ...]) -> tuple[ErrorLink, ...]:
     )
 
 
-def _lanes(lines: list[str], *, aborted: bool) -> Mapping[Lane, str]:
+def _lanes(lines: list[str], elsewhere: list[str], *, aborted: bool) -> Mapping[Lane, str]:
     kernel = [found[1] for line in lines if (found := _KERNEL.match(line))]
-    nccl = [found[1] for line in lines if (found := _NCCL.match(line))]
+    nccl = [found[1] for line in lines + elsewhere if (found := _NCCL.match(line))]
     torch = [found[1] for line in lines if (found := _TORCH.match(line))]
     if aborted:
         # Only std::terminate prints this pair, and only a process that then aborts.

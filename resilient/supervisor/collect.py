@@ -16,12 +16,14 @@ from resilient.core.evidence import ErrorLink, ErrorRecord, Evidence, Hang, Rank
 from resilient.core.redact import Redactor
 from resilient.link.board import Board
 from resilient.supervisor.group import Member
+from resilient.supervisor.leavings import read_whole
 from resilient.supervisor.samples import Sample
 from resilient.supervisor.watching import place
 
 FILE_LIMIT: Final = 1 << 20
 _TEXT: Final = 16 << 10
 _TRACEBACK: Final = 64 << 10
+_TAIL: Final = 8 << 10
 
 
 def evidence(
@@ -70,9 +72,16 @@ def _rank(member: Member, board: Board, redactor: Redactor) -> RankEvidence:
         stopped=member.stopped,
         error=read_error(member.error_file, member.torchelastic_file, redactor),
         stderr_tail=redactor.clean(member.stderr.tail(), _TRACEBACK, tail=True),
+        stdout_tail=_last_lines(member.stdout.tail(), redactor),
+        nccl_log=_last_lines(member.nccl_log(), redactor),
         step=pulse.entered if pulse.opened else None,
         place=place(pulse),
     )
+
+
+def _last_lines(text: str, redactor: Redactor) -> str:
+    """As much as is worth the time that cleaning takes."""
+    return redactor.clean(text if len(text) <= _TAIL else text[-_TAIL:].partition("\n")[2], _TAIL, tail=True)
 
 
 def read_error(ours: Path, torchelastic: Path, redactor: Redactor) -> ErrorRecord | None:
@@ -126,12 +135,8 @@ def _cleaned_device(evidence: DeviceEvidence, redactor: Redactor) -> DeviceEvide
 
 
 def _read(path: Path) -> str | None:
-    try:
-        with path.open("rb") as file:
-            data = file.read(FILE_LIMIT + 1)
-    except OSError:
-        return None
-    return data.decode(errors="replace") if 0 < len(data) <= FILE_LIMIT else None
+    data = read_whole(path, FILE_LIMIT)
+    return None if data is None else data.decode(errors="replace")
 
 
 def as_fields(sample: Sample) -> Mapping[str, object]:

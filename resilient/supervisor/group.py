@@ -18,6 +18,7 @@ from resilient.launch import Launch, worker_command, worker_environment
 from resilient.link.board import Board
 from resilient.link.channel import Channel, send_descriptors
 from resilient.link.messages import FROM_WORKER, FromWorker
+from resilient.supervisor import nccl
 from resilient.supervisor.descendants import TOKEN_VARIABLE
 from resilient.supervisor.output import Lines, Relay
 from resilient.supervisor.processes import Exit, Worker, spawn
@@ -34,6 +35,8 @@ class Member:
     stderr: Relay
     error_file: Path
     torchelastic_file: Path
+    nccl_log: Callable[[], str]
+    """The end of what NCCL has logged for it."""
     spawned_at: float
     exit: Exit | None = None
     order: int | None = None
@@ -85,6 +88,7 @@ def start(
             base=place.base,
             error_file=str(files[1]),
         )
+        environ |= nccl.variables(folder, rank, place.base)
         environ |= {TOKEN_VARIABLE: place.token, ERROR_FILE_VARIABLE: str(files[0]), STACKS_VARIABLE: str(folder)}
         into.append(_start_one(place, board, slots, lines, sink, rank, environ, files, now))
 
@@ -130,6 +134,7 @@ def _start_one(
         stderr=lines.relay(lambda data: sink(2, data), prefix=prefix),
         error_file=files[0],
         torchelastic_file=files[1],
+        nccl_log=lambda: nccl.read_log(files[0].parent, rank, process.pid, place.base),
         spawned_at=now,
     )
     member.open_pipes = {fd for fd in (process.stdout, process.stderr) if fd is not None}
