@@ -94,6 +94,8 @@ class RankEvidence:
     stdout_tail: str = ""
     nccl_log: str = ""
     """The end of NCCL's own log, where it was not printed."""
+    kernel_log: str = ""
+    """What the kernel has logged about its devices since the attempt began."""
     step: int | None = None
     """The step it had entered last (1 for the first of the run)."""
     place: Place = Place.UNKNOWN

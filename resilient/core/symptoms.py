@@ -96,8 +96,7 @@ def observe(rank: RankEvidence, evidence: Evidence) -> Symptoms:
         function=function,
         signal=signal,
         code=code,
-        # NCCL logs to a file where it was told to, and else to stdout, whatever lies behind it.
-        lanes=_lanes(lines, clip(rank.nccl_log) + clip(rank.stdout_tail), aborted=signal == _SIGABRT),
+        lanes=_lanes(lines, rank, aborted=signal == _SIGABRT),
     )
 
 
@@ -128,9 +127,11 @@ def _clipped(chain: tuple[ErrorLink, ...]) -> tuple[ErrorLink, ...]:
     )
 
 
-def _lanes(lines: list[str], elsewhere: list[str], *, aborted: bool) -> Mapping[Lane, str]:
-    kernel = [found[1] for line in lines if (found := _KERNEL.match(line))]
-    nccl = [found[1] for line in lines + elsewhere if (found := _NCCL.match(line))]
+def _lanes(lines: list[str], rank: RankEvidence, *, aborted: bool) -> Mapping[Lane, str]:
+    kernel = [found[1] for line in lines + clip(rank.kernel_log) if (found := _KERNEL.match(line))]
+    # NCCL logs to a file where it is told to, and else to stdout, whatever lies behind it.
+    nccl_lines = lines + clip(rank.nccl_log) + clip(rank.stdout_tail)
+    nccl = [found[1] for line in nccl_lines if (found := _NCCL.match(line))]
     torch = [found[1] for line in lines if (found := _TORCH.match(line))]
     if aborted:
         # Only std::terminate prints this pair, and only a process that then aborts.

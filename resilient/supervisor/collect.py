@@ -13,6 +13,7 @@ from resilient.core import wire
 from resilient.core.devices import DeviceEvidence
 from resilient.core.error_text import from_torchelastic
 from resilient.core.evidence import ErrorLink, ErrorRecord, Evidence, Hang, RankEvidence
+from resilient.core.kernel_log import about
 from resilient.core.redact import Redactor
 from resilient.link.board import Board
 from resilient.supervisor.group import Member
@@ -36,6 +37,7 @@ def evidence(
     after: Sample,
     not_started: str | None = None,
     devices: Sequence[Sequence[DeviceEvidence]] = (),
+    kernel: Sequence[str] = (),
 ) -> Evidence:
     """Everything that is known of an attempt whose workers have all ended; ``devices`` by rank.
 
@@ -46,7 +48,9 @@ def evidence(
         kills = max(0, after.oom_kills - before.oom_kills)
     ranks = [
         dataclasses.replace(
-            _rank(member, board, redactor), devices=tuple(_cleaned_device(one, redactor) for one in theirs)
+            _rank(member, board, redactor),
+            devices=tuple(_cleaned_device(one, redactor) for one in theirs),
+            kernel_log=_last_lines("\n".join(about(kernel, [one.device for one in theirs])), redactor),
         )
         for member, theirs in zip(members, devices or ((),) * len(members), strict=True)
     ]

@@ -219,6 +219,7 @@ class Supervisor:
     def _sample(self) -> None:
         taken = samples.sample(disk=self._scene.journal_dir)
         self._scene.journal.write("sample", **collect.as_fields(taken))
+        self._witnesses.listen()
 
     def _ship(self) -> None:
         """Keep a copy of the journal in the store; failing to is never a reason to stop."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whoever can testify beside the workers: the cgroup, the disks, the driver of the devices.
+"""Whoever can testify beside the workers: the cgroup, the disks, the kernel's log, the driver of the devices.
 
 They are asked before an attempt begins and when it has ended. Only the driver may take
 its time; then the evidence waits for it, within a bound.
@@ -11,10 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 from resilient.core.devices import DeviceEvidence, Look, assigned
 from resilient.core.evidence import Evidence, Hang
+from resilient.devices.procfs import list_devices
 from resilient.link.board import Board
 from resilient.supervisor import collect, samples
 from resilient.supervisor.device_watch import DeviceWatch
 from resilient.supervisor.group import Member
+from resilient.supervisor.kernel_log import open_kernel_log
 from resilient.supervisor.scene import Scene
 
 
@@ -31,6 +33,7 @@ class Witnesses:
     ) -> None:
         self._scene = scene
         self._before: samples.Sample | None = None
+        self._kernel = open_kernel_log()
         self._devices = DeviceWatch(scene.variables, watch=watch, unwatch=unwatch, after=after, journal=self._journal)
 
     @property
@@ -41,7 +44,12 @@ class Witnesses:
     def begin(self) -> None:
         """Note how things stand before the workers start."""
         self._before = samples.sample(disk=self._scene.journal_dir)
+        self._kernel.begin()
         self._devices.begin()
+
+    def listen(self) -> None:
+        """Hear what would be forgotten until the attempt has ended."""
+        self._kernel.listen()
 
     def gather(
         self,
@@ -57,6 +65,9 @@ class Witnesses:
         def seen(look: Look | None) -> None:
             if look is not None:
                 self._journal("devices", {"when": "after", "look": look})
+            self._kernel.listen()
+            if self._kernel.lines:
+                self._journal("kernel_log", {"lines": self._kernel.lines})
             then(
                 collect.evidence(
                     members,
@@ -67,6 +78,7 @@ class Witnesses:
                     after=samples.sample(disk=self._scene.journal_dir),
                     not_started=not_started,
                     devices=self._assigned(look, len(members)),
+                    kernel=self._kernel.lines,
                 )
             )
 
@@ -75,12 +87,16 @@ class Witnesses:
     def close(self) -> None:
         """Let go of them."""
         self._devices.close()
+        self._kernel.close()
 
     def _assigned(self, look: Look | None, ranks: int) -> tuple[tuple[DeviceEvidence, ...], ...]:
         environ = self._scene.variables
+        before = self._devices.before
+        if look is None and before is None:  # who they are can be known without the driver's library
+            look = list_devices()
         return assigned(
             look,
-            self._devices.before,
+            before,
             self._devices.events,
             ranks,
             visible=environ.get("CUDA_VISIBLE_DEVICES"),
