@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from resilient.core.causes import Verdict
+from resilient.core.collectives import absent
 from resilient.core.evidence import Evidence, RankEvidence
 from resilient.core.fingerprint import fingerprint
 from resilient.core.rule import Family, Role, Rule
@@ -153,7 +154,9 @@ def _hang_function(evidence: Evidence) -> str | None:
 
 
 def _with_suspect(verdict: Verdict, victims: list[_Finding], evidence: Evidence) -> Verdict:
-    """Only victims are known: name the one rank that did not report what all others did."""
+    """Only victims are known: name the one rank that did not come, or that did not report what all others did."""
+    if late := absent({rank.rank: rank.collectives for rank in evidence.ranks}):
+        return replace(verdict, culprit=late.rank, why=f"{verdict.why}; {late.why}, and is the suspect")
     reporters = {finding.rank.rank for finding in victims}
     silent = [rank for rank in evidence.ranks if rank.rank not in reporters]
     by_itself = [rank for rank in silent if not rank.stopped and (rank.exit_code, rank.signal) != (None, None)]

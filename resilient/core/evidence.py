@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from resilient.core.collectives import Collectives
 from resilient.core.devices import DeviceEvidence
 
 
@@ -99,6 +100,8 @@ class RankEvidence:
     step: int | None = None
     """The step it had entered last (1 for the first of the run)."""
     place: Place = Place.UNKNOWN
+    collectives: tuple[Collectives, ...] = ()
+    """How far it was in each of its groups; empty where nobody has said."""
     devices: tuple[DeviceEvidence, ...] = ()
     """Those that it uses, or must be taken to use; empty where nothing is known of them."""
 

@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
+
+from resilient.core.collectives import Collectives
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +111,21 @@ class Note:
     text: str
 
 
-FromWorker = Hello | Tried | Restored | Steps | PhaseNamed | Taken | NotTaken | AtEnd | Leaving | Note
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Communicated:
+    """How far it is in the collectives of its groups; said when it is asked, and before it dies of an exception."""
+
+    groups: tuple[Collectives, ...]
+    why: str = ""
+    """Why nothing is known of them."""
+
+
+def ask_path(directory: str | os.PathLike[str], rank: int) -> Path:
+    """The FIFO by which a supervisor asks for ``Communicated``: the link itself is read by the main thread only."""
+    return Path(directory) / f"collectives-{rank}"
+
+
+FromWorker = Hello | Tried | Restored | Steps | PhaseNamed | Taken | NotTaken | AtEnd | Leaving | Note | Communicated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +190,8 @@ class SaveEnded:
 FromHost = Begin | Try | Go | Refuse | FinalSlot | AlreadyFinished | SaveEnded
 
 FROM_WORKER: Final[Mapping[str, type[FromWorker]]] = {
-    kind.__name__: kind for kind in (Hello, Tried, Restored, Steps, PhaseNamed, Taken, NotTaken, AtEnd, Leaving, Note)
+    kind.__name__: kind
+    for kind in (Hello, Tried, Restored, Steps, PhaseNamed, Taken, NotTaken, AtEnd, Leaving, Note, Communicated)
 }
 FROM_HOST: Final[Mapping[str, type[FromHost]]] = {
     kind.__name__: kind for kind in (Begin, Try, Go, Refuse, FinalSlot, AlreadyFinished, SaveEnded)

@@ -7,9 +7,10 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from resilient.core import wire
+from resilient.core.collectives import from_watchdog
 from resilient.core.devices import DeviceEvidence
 from resilient.core.error_text import from_torchelastic
 from resilient.core.evidence import ErrorLink, ErrorRecord, Evidence, Hang, RankEvidence
@@ -25,6 +26,9 @@ FILE_LIMIT: Final = 1 << 20
 _TEXT: Final = 16 << 10
 _TRACEBACK: Final = 64 << 10
 _TAIL: Final = 8 << 10
+_WORD: Final = 200
+
+T = TypeVar("T")
 
 
 def evidence(
@@ -49,7 +53,7 @@ def evidence(
     ranks = [
         dataclasses.replace(
             _rank(member, board, redactor),
-            devices=tuple(_cleaned_device(one, redactor) for one in theirs),
+            devices=tuple(_cleaned(one, redactor) for one in theirs),
             kernel_log=_last_lines("\n".join(about(kernel, [one.device for one in theirs])), redactor),
         )
         for member, theirs in zip(members, devices or ((),) * len(members), strict=True)
@@ -68,6 +72,7 @@ def evidence(
 def _rank(member: Member, board: Board, redactor: Redactor) -> RankEvidence:
     pulse = board.pulse(member.rank)
     exit_ = member.exit
+    stderr = redactor.clean(member.stderr.tail(), _TRACEBACK, tail=True)
     return RankEvidence(
         rank=member.rank,
         exit_code=exit_.code if exit_ else None,
@@ -75,11 +80,12 @@ def _rank(member: Member, board: Board, redactor: Redactor) -> RankEvidence:
         order=member.order,
         stopped=member.stopped,
         error=read_error(member.error_file, member.torchelastic_file, redactor),
-        stderr_tail=redactor.clean(member.stderr.tail(), _TRACEBACK, tail=True),
+        stderr_tail=stderr,
         stdout_tail=_last_lines(member.stdout.tail(), redactor),
         nccl_log=_last_lines(member.nccl_log(), redactor),
         step=pulse.entered if pulse.opened else None,
         place=place(pulse),
+        collectives=tuple(_cleaned(group, redactor) for group in member.collectives) or from_watchdog(stderr),
     )
 
 
@@ -100,10 +106,10 @@ def read_error(ours: Path, torchelastic: Path, redactor: Redactor) -> ErrorRecor
     if record is None or not record.chain:
         text = _read(torchelastic)
         record = from_torchelastic(text) if text is not None else None
-    return None if record is None else _cleaned(record, redactor)
+    return None if record is None else _cleaned_record(record, redactor)
 
 
-def _cleaned(record: ErrorRecord, redactor: Redactor) -> ErrorRecord:
+def _cleaned_record(record: ErrorRecord, redactor: Redactor) -> ErrorRecord:
     def clean(text: str | None) -> str | None:
         return None if text is None else redactor.clean(text, _TEXT)
 
@@ -125,17 +131,17 @@ def _cleaned(record: ErrorRecord, redactor: Redactor) -> ErrorRecord:
     )
 
 
-def _cleaned_device(evidence: DeviceEvidence, redactor: Redactor) -> DeviceEvidence:
-    """Words of a driver are text like any other."""
+def _cleaned(word: T, redactor: Redactor) -> T:
+    """A dataclass of the wire with all of its texts cleaned: what a driver or a library says is text like any other."""
 
     def clean(data: object) -> object:
         if isinstance(data, str):
-            return redactor.clean(data, 200)
+            return redactor.clean(data, _WORD)
         if isinstance(data, dict):
             return {key: clean(value) for key, value in data.items()}
         return [clean(item) for item in data] if isinstance(data, list) else data
 
-    return wire.from_data(clean(wire.to_data(evidence)), DeviceEvidence)
+    return wire.from_data(clean(wire.to_data(word)), type(word))
 
 
 def _read(path: Path) -> str | None:

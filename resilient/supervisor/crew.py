@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from resilient.core import events as ev
+from resilient.core.collectives import MOST_GROUPS
 from resilient.link.board import FINISHED, STEP, Board
 from resilient.link.channel import Closed
-from resilient.link.messages import FromWorker, Hello
+from resilient.link.messages import Communicated, FromWorker, Hello
 from resilient.supervisor import group
 from resilient.supervisor.descendants import LOOK_AGAIN_S, Ending
 from resilient.supervisor.group import Member
@@ -19,6 +20,8 @@ from resilient.supervisor.scene import Scene
 
 UNKILLABLE_S: Final = 60.0
 """How long SIGKILL may take before a process counts as held by the kernel."""
+ANSWER_S: Final = 0.25
+"""How long workers have to say where they are before they are ended; those that can answer do so at once."""
 
 
 class Crew:
@@ -48,6 +51,9 @@ class Crew:
         self.not_started: str | None = None
         """Why the rank after the last member could not be started."""
         self._ending: Ending | None = None
+        self._asked: set[int] = set()
+        """Ranks that have yet to say how far they are; the end waits for them, a little."""
+        self._grace_s = 0.0
         self._paused = False
 
     @property
@@ -58,7 +64,7 @@ class Crew:
     @property
     def ending(self) -> bool:
         """The group is being ended."""
-        return self._ending is not None
+        return self._ending is not None or bool(self._asked)
 
     def start(self, *, attempt: int, launch: int) -> None:
         """Launch all workers; where the node has no room for one, that one has failed."""
@@ -90,7 +96,27 @@ class Crew:
         for member in self.members:
             member.process.send(number)
 
-    def end(self, grace_s: float) -> None:
+    def end(self, grace_s: float, *, ask: bool = False) -> None:
+        """End them all; ``ask``: those that still run are asked before how far they are in their collectives."""
+        self._grace_s = grace_s
+        self._asked = {member.rank for member in self.members if ask and group.ask(member)}
+        if self._asked:
+            self._after("asked", ANSWER_S, self._end_unanswered)
+        else:
+            self._end(grace_s)
+
+    def _end_unanswered(self) -> None:
+        if self._asked:
+            self._asked.clear()
+            self._end(self._grace_s)
+
+    def _answered(self, rank: int) -> None:
+        if rank in self._asked:
+            self._asked.remove(rank)
+            if not self._asked:
+                self._end(self._grace_s)
+
+    def _end(self, grace_s: float) -> None:
         """SIGTERM to all that is theirs, SIGKILL after the grace; ``GroupEnded`` follows."""
         for member in self.members:
             member.stopped = member.exit is None
@@ -109,6 +135,7 @@ class Crew:
         for member in self.members:
             member.process.close()
         self.members, self.not_started = [], None
+        self._asked.clear()
 
     def close(self) -> None:
         """Let go of everything."""
@@ -162,13 +189,19 @@ class Crew:
         for message in messages:
             if isinstance(message, Hello):
                 self._scene.journal_hello(member, message.pid, message.started_ns)
-            self._heard(member.rank, message)
+            if isinstance(message, Communicated):
+                member.collectives = message.groups[:MOST_GROUPS]
+                self._answered(member.rank)
+            else:
+                self._heard(member.rank, message)
 
     def _on_exit(self, member: Member) -> None:
         exit_ = member.process.poll()
-        if exit_ is None or member.exit is not None:
+        if exit_ is None:
             return
-        self._on_messages(member)
+        self._on_messages(member)  # its last one may end the group, which looks for exits itself
+        if member.exit is not None:
+            return
         member.exit = exit_
         member.order = sum(other.exit is not None for other in self.members) - 1
         self._remove(member.process.pidfd)
@@ -176,6 +209,7 @@ class Crew:
         midway = pulse.opened and (pulse.looping or pulse.place == STEP)
         clean = exit_.code == 0 and not midway
         self._emit(ev.WorkerEnded(rank=member.rank, clean=clean, finished=pulse.place == FINISHED))
+        self._answered(member.rank)
 
     def _end_more(self) -> None:
         ending = self._ending

@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from resilient.core.collectives import Collectives
 from resilient.facts import ERROR_FILE_VARIABLE, LINK_VARIABLE, STACKS_VARIABLE
 from resilient.launch import Launch, worker_command, worker_environment
 from resilient.link.board import Board
 from resilient.link.channel import Channel, send_descriptors
-from resilient.link.messages import FROM_WORKER, FromWorker
+from resilient.link.messages import FROM_WORKER, FromWorker, ask_path
 from resilient.supervisor import nccl
 from resilient.supervisor.descendants import TOKEN_VARIABLE
 from resilient.supervisor.output import Lines, Relay
@@ -37,7 +38,10 @@ class Member:
     torchelastic_file: Path
     nccl_log: Callable[[], str]
     """The end of what NCCL has logged for it."""
+    asking: Path
+    """The FIFO by which it is asked how far it is in its collectives."""
     spawned_at: float
+    collectives: tuple[Collectives, ...] = ()
     exit: Exit | None = None
     order: int | None = None
     """How many had ended before it."""
@@ -109,6 +113,7 @@ def _start_one(
     # A foreign launcher has several workers at the one end of a link: they save for themselves instead.
     if place.launch.foreign_launcher is None:
         ours, theirs = socket.socketpair()
+        os.mkfifo(ask_path(files[0].parent, rank), 0o600)
         send_descriptors(ours, [board.fd, *slots[rank]])
         environ[LINK_VARIABLE] = str(theirs.fileno())
     try:
@@ -135,10 +140,23 @@ def _start_one(
         error_file=files[0],
         torchelastic_file=files[1],
         nccl_log=lambda: nccl.read_log(files[0].parent, rank, process.pid, place.base),
+        asking=ask_path(files[0].parent, rank),
         spawned_at=now,
     )
     member.open_pipes = {fd for fd in (process.stdout, process.stderr) if fd is not None}
     return member
+
+
+def ask(member: Member) -> bool:
+    """Have a worker say how far it is in its collectives; False where nobody there listens."""
+    if member.exit is not None or member.channel is None:
+        return False
+    try:
+        fd = os.open(member.asking, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    os.close(fd)  # whoever waits for somebody to write sees the end
+    return True
 
 
 def read_pipe(member: Member, fd: int, size: int = 1 << 16) -> bool:

@@ -377,7 +377,8 @@ class Supervisor:
 
     def _end_group(self, grace_s: float) -> None:
         self._host.tiers.end()
-        self._crew.end(grace_s)
+        is_fault = self.job.ending is None and self.job.leave_by is None
+        self._crew.end(grace_s, ask=is_fault)
 
     def _collect(self) -> None:
         self._witnesses.gather(

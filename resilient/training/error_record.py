@@ -49,6 +49,8 @@ class LastWords:
         self._rank = rank
         self.step: Callable[[], int] = lambda: 0
         """The step that was entered last."""
+        self.farewell: Callable[[], None] = lambda: None
+        """What else there is to say to the supervisor."""
         self._path = path
         self._torchelastic_path = torchelastic_path
         self._supervised = supervised
@@ -72,6 +74,7 @@ class LastWords:
         code = None if self._supervised else exit_code(error)
         try:
             self._write(error)
+            self.farewell()
         except Exception as failure:  # the last words must never hide what they are about
             _complain(failure)
         if code is None:

@@ -41,7 +41,7 @@ from resilient.link.messages import (
     Steps,
 )
 from resilient.supervisor import stacks
-from resilient.training import handshake, restore, rng, sharing, signals, surroundings
+from resilient.training import flight, handshake, restore, rng, sharing, signals, surroundings
 from resilient.training.batches import Position, Stream, source_of
 from resilient.training.boundary import Boundary
 from resilient.training.error_record import LastWords
@@ -123,6 +123,9 @@ class Run:
         signals.install(link.board, link.index, supervised=link.supervised, host_is_gone=link.host_is_gone)
         self._last_words.step = lambda: self._progress.entered
         without_stacks = _register_stacks(facts)
+        if facts.stacks and facts.world_size > 1:
+            flight.answer_when_asked(link, facts.stacks, facts.rank)
+            self._last_words.farewell = lambda: flight.tell(link, dying=True)
         self._progress.open()
         atexit.register(self._progress.leave)
         link.send(
