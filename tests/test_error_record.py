@@ -76,6 +76,52 @@ except BaseException as error:
     assert types == ["Members", "CheckpointException", "KeyError", "OSError", "IndexError"]
 
 
+def test_what_a_checkpoint_failed_of_is_in_its_chain(tmp_path: Path) -> None:
+    """torch's own exception, with the failures of other ranks as it collects them."""
+    body = """
+from torch.distributed.checkpoint.api import CheckpointException, _wrap_exception
+def failed(error):
+    try:
+        raise error
+    except Exception as caught:
+        return _wrap_exception(caught)
+raise CheckpointException("save", {0: failed(OSError(28, "No space left")), 5: failed(EOFError("cut"))})
+"""
+    types = [link.type for link in record(body, tmp_path).chain]
+    assert types == ["torch.distributed.checkpoint.api.CheckpointException", "OSError", "EOFError"]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="groups came with Python 3.11")
+def test_all_members_of_groups_are_in_the_chain(tmp_path: Path) -> None:
+    """Groups within groups, and what their members came from."""
+    body = """
+def caused():
+    try:
+        raise KeyError("cause")
+    except KeyError as cause:
+        error = ValueError("first")
+        error.__cause__ = cause
+        return error
+raise ExceptionGroup("outer", [caused(), ExceptionGroup("inner", [OSError("second")]), TypeError("third")])
+"""
+    types = [link.type for link in record(body, tmp_path).chain]
+    assert types == ["ExceptionGroup", "ValueError", "ExceptionGroup", "TypeError", "KeyError", "OSError"]
+
+
+def test_the_exception_of_a_spawned_process_is_unwrapped(tmp_path: Path) -> None:
+    """torch.multiprocessing passes it on as text; what counts is what the process died of, and where."""
+    body = """
+import torch.multiprocessing
+def loss(index):
+    raise KeyError("labels")
+torch.multiprocessing.start_processes(loss, nprocs=1, start_method="fork")
+"""
+    found = record(body, tmp_path)
+    assert [link.type.rpartition(".")[2] for link in found.chain] == ["ProcessRaisedException", "KeyError"]
+    assert found.chain[1].message == "'labels'"
+    assert found.function == "train.py:loss"
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [

@@ -24,7 +24,7 @@ from typing import Final
 from resilient.core import wire
 from resilient.core.evidence import ErrorLink, ErrorRecord, Ruling
 from resilient.core.exit_codes import ExitCode
-from resilient.core.traceback_text import is_users
+from resilient.core.traceback_text import is_users, parse_traceback
 from resilient.errors import CheckpointError, Reschedule, Retry, SettingsError, Stop
 
 MESSAGE_CHARS: Final = 4096
@@ -99,9 +99,13 @@ def exit_code(error: BaseException) -> ExitCode | None:
 
 def describe(error: BaseException, *, rank: int, step: int) -> ErrorRecord:
     """The record of an exception."""
+    members = chain_of(error)
     frame, function = _innermost(error)
+    told = next((found for member in members if (found := _told(member)) is not None), None)
+    if told is not None and told.function is not None:
+        frame, function = told.frame, told.function
     return ErrorRecord(
-        chain=tuple(_link(member) for member in chain_of(error)),
+        chain=(*(_link(member) for member in members), *(told.chain if told else ()))[:LINKS],
         traceback=_formatted(error)[-TRACEBACK_CHARS:],
         frame=frame,
         function=function,
@@ -140,6 +144,13 @@ def _next(error: BaseException) -> Iterator[BaseException]:
         member = failure[0] if isinstance(failure, tuple) and failure else failure
         if isinstance(member, BaseException):
             yield member
+
+
+def _told(error: BaseException) -> ErrorRecord | None:
+    """What ``torch.multiprocessing.spawn`` passes on of a process of its own: a traceback, as the message."""
+    if type(error).__name__ != "ProcessRaisedException":
+        return None
+    return parse_traceback(_plain(str(error)))
 
 
 def _link(error: BaseException) -> ErrorLink:
