@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from supervised import Folder, training
 
+from resilient.core.causes import Cause
 from resilient.core.classify import classify
 from resilient.core.collectives import Absent, Collectives, absent, from_recorder, from_watchdog
-from resilient.core.evidence import ErrorLink, ErrorRecord, Evidence, RankEvidence
+from resilient.core.evidence import ErrorLink, ErrorRecord, Evidence, Hang, Place, RankEvidence
 
 WATCHDOG = (
     "[rank4]:[E703 15:37:17.178360488 ProcessGroupNCCL.cpp:1987] [PG ID 0 PG GUID 0(default_pg) Rank 4] Received a "
@@ -163,6 +164,18 @@ def test_a_verdict_about_victims_names_the_rank_that_did_not_come() -> None:
     )
     silent = tuple(RankEvidence(rank=rank.rank, signal=15, stopped=True, order=1) for rank in ranks[1:])
     assert classify(Evidence(ranks=(ranks[0], *silent))).culprit is None
+
+
+def test_a_hang_names_the_rank_that_called_something_else() -> None:
+    """All three wait in a collective, so that the stacks blame whoever has waited longest."""
+    operations = ("gloo:all_reduce", "gloo:broadcast", "gloo:all_reduce")
+    ranks = tuple(
+        RankEvidence(rank=rank, signal=9, order=rank, stopped=True, collectives=tuple(at(9, operation)))
+        for rank, operation in enumerate(operations)
+    )
+    verdict = classify(Evidence(ranks=ranks, hang=Hang(rank=0, place=Place.STEP, phase=None, silent_s=90, bound_s=60)))
+    assert (verdict.cause, verdict.culprit) == (Cause.HANG_OR_COLLECTIVE_TIMEOUT, 1)
+    assert "rank 1 called gloo:broadcast where the others called gloo:all_reduce" in verdict.why
 
 
 BODY = """

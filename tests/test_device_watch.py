@@ -208,7 +208,7 @@ def test_events_that_end_leave_the_looks(loops: Make, tmp_path: Path) -> None:
     body = "def wait(events, timeout_ms):\n    gpus[1].lost = True\n    raise NVMLError(15)"
     loop = loops(driver(tmp_path, body))
     loop.watch.begin()
-    loop.until(lambda: "no_device_events" in loop.kinds)
+    loop.until(lambda: "no_device_evidence" in loop.kinds)
     look = loop.look()
     assert look is not None
     assert [device.state for device in look.devices] == [State.ANSWERS, State.LOST]

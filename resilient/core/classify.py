@@ -49,7 +49,13 @@ def classify(evidence: Evidence) -> Verdict:
         return replace(_verdict(_Finding(observe(rank, evidence), RULES[-1], "")), culprit=None, step=None)
     blamed = min(findings, key=_blame)
     verdict = _verdict(blamed)
-    return _with_suspect(verdict, findings, evidence) if blamed.rule.role is Role.VICTIM else verdict
+    is_victim = blamed.rule.role is Role.VICTIM
+    # Where all stand still their stacks look alike; how far each had come does not.
+    if is_victim or blamed.rule.family is Family.HANG:
+        late = absent({rank.rank: rank.collectives for rank in evidence.ranks})
+        if late is not None:
+            return replace(verdict, culprit=late.rank, why=f"{verdict.why}; {late.why}, and is the suspect")
+    return _with_suspect(verdict, findings, evidence) if is_victim else verdict
 
 
 def _find(symptoms: Symptoms) -> _Finding | None:
@@ -154,9 +160,7 @@ def _hang_function(evidence: Evidence) -> str | None:
 
 
 def _with_suspect(verdict: Verdict, victims: list[_Finding], evidence: Evidence) -> Verdict:
-    """Only victims are known: name the one rank that did not come, or that did not report what all others did."""
-    if late := absent({rank.rank: rank.collectives for rank in evidence.ranks}):
-        return replace(verdict, culprit=late.rank, why=f"{verdict.why}; {late.why}, and is the suspect")
+    """Only victims are known: name the one rank that did not report what all others did."""
     reporters = {finding.rank.rank for finding in victims}
     silent = [rank for rank in evidence.ranks if rank.rank not in reporters]
     by_itself = [rank for rank in silent if not rank.stopped and (rank.exit_code, rank.signal) != (None, None)]

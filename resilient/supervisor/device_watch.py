@@ -152,7 +152,7 @@ class DeviceWatch:
                 self._wanted = False
                 self._lose(message.why)
             case Blind():
-                self._journal("no_device_events", {"why": message.why})
+                self._journal("no_device_evidence", {"why": message.why})
 
     def _note_start(self, look: Look | None) -> None:
         self.before = look
