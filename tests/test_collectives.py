@@ -204,3 +204,24 @@ def test_a_real_rank_that_does_not_come_is_named(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert (verdict["rule"], verdict["culprit"]) == ("gloo-timeout", 1)
     assert "rank 1 had come to" in ended.termination["why"]
+
+
+MISMATCH = """
+import torch.distributed as dist
+dist.init_process_group("gloo")
+
+def fault(step):
+    if step == 2 and dist.get_rank() == 2:
+        dist.reduce(torch.ones(3), dst=2)
+    dist.all_reduce(torch.ones(3))
+"""
+
+
+def test_a_real_rank_that_calls_something_else_is_named(tmp_path: Path) -> None:
+    """All ranks stand still in a collective of the same number; one of them called another."""
+    folder = Folder(tmp_path)
+    script = folder.script(training(MISMATCH))
+    ended = folder.run("--nproc-per-node", "3", "--max-restarts", "0", "--hang-floor", "5s", script)
+    assert ended.rules == ["hang-in-step"]
+    words = "rank 2 called gloo:reduce [[3]] where the others called gloo:all_reduce [[3]] in default_pg"
+    assert words in ended.termination["why"]

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from resilient.supervisor.descendants import TOKEN_VARIABLE, Ending, end, end_leftovers, find, new_token
-from resilient.supervisor.processes import Worker, spawn
+from resilient.supervisor.processes import Exit, Worker, spawn
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the supervisor is for Linux")
 
@@ -145,6 +145,19 @@ def test_children_without_an_environment_are_ended(start: Start, token: str) -> 
         os.close(pidfd)
     reap(orphan)
     reap(child)
+
+
+def test_a_process_without_its_main_thread_is_ended(start: Start, token: str) -> None:
+    """To /proc it is a zombie, but its other threads run, and hold what they hold: a GPU, or the dump of its core."""
+    code = "import ctypes, threading\nthreading.Thread(target=threading.Event().wait).start()\n"
+    worker = start(sys.executable, "-c", code + "print('up', flush=True)\nctypes.CDLL(None).pthread_exit(None)")
+    words(worker, 1)
+    stat = Path(f"/proc/{worker.pid}/stat")
+    while b") Z " not in stat.read_bytes():  # there is no event for the end of one thread of another process
+        os.sched_yield()
+    assert worker.poll() is None
+    assert end(token, grace_s=60, workers=[worker.pid]) == []
+    assert worker.poll() == Exit(signal=signal.SIGTERM)
 
 
 def test_the_grace_is_given_and_then_ends(start: Start, token: str) -> None:

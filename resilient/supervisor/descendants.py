@@ -195,14 +195,17 @@ def _living() -> Iterator[_Process]:
 
 
 def _look_at(pid: int) -> _Process | None:
-    """The process, unless it has ended (a zombie can no longer be signalled, only reaped)."""
+    """The process, unless it has ended (a zombie can no longer be signalled, only reaped).
+
+    One whose main thread has ended shows as a zombie too, for as long as its other threads run, or dump core.
+    """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             # The second field is a name that may hold anything, brackets and blanks too.
             fields = file.read().rpartition(b")")[2].split()
     except OSError:
         return None
-    if len(fields) < 20 or fields[0] in (b"Z", b"X"):
+    if len(fields) < 20 or fields[0] == b"X" or (fields[0] == b"Z" and int(fields[17]) <= 1):
         return None
     return _Process(pid=pid, parent=int(fields[1]), session=int(fields[3]), started=int(fields[19]))
 

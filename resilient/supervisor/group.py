@@ -113,7 +113,8 @@ def _start_one(
     # A foreign launcher has several workers at the one end of a link: they save for themselves instead.
     if place.launch.foreign_launcher is None:
         ours, theirs = socket.socketpair()
-        os.mkfifo(ask_path(files[0].parent, rank), 0o600)
+        with contextlib.suppress(OSError):  # not every file system has FIFOs: then it is not asked
+            os.mkfifo(ask_path(files[0].parent, rank), 0o600)
         send_descriptors(ours, [board.fd, *slots[rank]])
         environ[LINK_VARIABLE] = str(theirs.fileno())
     try:
