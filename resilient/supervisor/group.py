@@ -36,11 +36,9 @@ class Member:
     stderr: Relay
     error_file: Path
     torchelastic_file: Path
-    nccl_log: Callable[[], str]
-    """The end of what NCCL has logged for it."""
-    asking: Path
-    """The FIFO by which it is asked how far it is in its collectives."""
     spawned_at: float
+    nccl_log: Callable[[], str] = str
+    """The end of what NCCL has logged for it."""
     collectives: tuple[Collectives, ...] = ()
     exit: Exit | None = None
     order: int | None = None
@@ -141,7 +139,6 @@ def _start_one(
         error_file=files[0],
         torchelastic_file=files[1],
         nccl_log=lambda: nccl.read_log(files[0].parent, rank, process.pid, place.base),
-        asking=ask_path(files[0].parent, rank),
         spawned_at=now,
     )
     member.open_pipes = {fd for fd in (process.stdout, process.stderr) if fd is not None}
@@ -153,7 +150,7 @@ def ask(member: Member) -> bool:
     if member.exit is not None or member.channel is None:
         return False
     try:
-        fd = os.open(member.asking, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(ask_path(member.error_file.parent, member.rank), os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return False
     os.close(fd)  # whoever waits for somebody to write sees the end

@@ -77,7 +77,7 @@ class Witnesses:
                     before=self._before,
                     after=samples.sample(disk=self._scene.journal_dir),
                     not_started=not_started,
-                    devices=self._assigned(look, len(members)),
+                    devices=self._assigned(look)[: len(members)],
                     kernel=self._kernel.lines,
                 )
             )
@@ -89,7 +89,7 @@ class Witnesses:
         self._devices.close()
         self._kernel.close()
 
-    def _assigned(self, look: Look | None, ranks: int) -> tuple[tuple[DeviceEvidence, ...], ...]:
+    def _assigned(self, look: Look | None) -> tuple[tuple[DeviceEvidence, ...], ...]:
         environ = self._scene.variables
         before = self._devices.before
         if look is None and before is None:  # who they are can be known without the driver's library
@@ -98,7 +98,7 @@ class Witnesses:
             look,
             before,
             self._devices.events,
-            ranks,
+            self._scene.launch.nproc,
             visible=environ.get("CUDA_VISIBLE_DEVICES"),
             by_bus=environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID",
             shared=self._scene.launch.foreign_launcher is not None,
