@@ -20,6 +20,12 @@ WARN = "\n[2026-05-05 06:16:47] node-01:{pid}:18 [0] transport/net_ib.cc:139 (nc
 BROKEN = WARN + "NET/IB : mlx5_0:1 async fatal event: local catastrophic error\n"
 
 
+@pytest.fixture(autouse=True)
+def _no_file_of_the_administrators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a cluster there may be one."""
+    monkeypatch.setattr(nccl, "_CONFIGURATION", Path("/nowhere/nccl.conf"))
+
+
 def test_workers_are_told_to_log_unless_the_user_has_spoken(tmp_path: Path) -> None:
     """Each of the variables is the user's once it is set, and the log is his if either of its two is."""
     path = f"{tmp_path}/nccl-3.%h.%p"
@@ -28,6 +34,23 @@ def test_workers_are_told_to_log_unless_the_user_has_spoken(tmp_path: Path) -> N
     assert nccl.variables(tmp_path, 3, {"NCCL_DEBUG": "INFO"}) == {"TORCH_NCCL_DUMP_ON_TIMEOUT": "1"}
     assert nccl.variables(tmp_path, 3, {"NCCL_DEBUG_FILE": "x"}) == {"TORCH_NCCL_DUMP_ON_TIMEOUT": "1"}
     assert nccl.variables(tmp_path, 3, {"TORCH_NCCL_DUMP_ON_TIMEOUT": "0", "NCCL_DEBUG": ""}) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "users"),
+    [
+        ("NCCL_DEBUG=INFO\n", True),
+        ("NCCL_IB_HCA=mlx5\n NCCL_DEBUG_FILE = x", True),
+        ("# NCCL_DEBUG=INFO\nNCCL_X=1", False),
+    ],
+)
+def test_what_nccls_own_files_say_is_the_users_as_well(tmp_path: Path, text: str, users: bool) -> None:
+    """NCCL reads them only for what the environment lacks, so that a variable of ours would win."""
+    (tmp_path / ".nccl.conf").write_text(text)
+    (tmp_path / "other").write_text(text)
+    assert nccl.is_users({"HOME": str(tmp_path)}) is users
+    assert nccl.is_users({"NCCL_CONF_FILE": str(tmp_path / "other")}) is users
+    assert not nccl.is_users({"HOME": str(tmp_path), "NCCL_CONF_FILE": str(tmp_path / "missing")})
 
 
 def test_the_logs_of_all_processes_of_a_worker_are_read_and_no_others(tmp_path: Path) -> None:

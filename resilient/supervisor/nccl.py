@@ -4,7 +4,8 @@
 NCCL prints warnings only if it is asked to, and then to stdout, in the midst of what the
 script prints. Unless the user has said where they go they come into a file of the
 worker's, below the directory of its attempt. Whoever sets ``NCCL_DEBUG`` or
-``NCCL_DEBUG_FILE`` keeps what was set, and where that is a file it is read as well.
+``NCCL_DEBUG_FILE``, in the environment or in a file of NCCL's own, keeps what was set;
+where the environment names a file it is read as well.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ _MOST_FILES: Final = 16
 """A launcher under us starts several processes as one worker."""
 _DEBUG: Final = "NCCL_DEBUG"
 _DEBUG_FILE: Final = "NCCL_DEBUG_FILE"
+_SET: Final = re.compile(rf"^\s*(?:{_DEBUG}|{_DEBUG_FILE})\s*=", re.MULTILINE)
+_CONFIGURATION: Final = Path("/etc/nccl.conf")
+_MOST_CHARS: Final = 64 << 10
 _DUMP: Final = "TORCH_NCCL_DUMP_ON_TIMEOUT"
 
 
@@ -37,8 +41,19 @@ def variables(folder: Path, rank: int, base: Mapping[str, str]) -> dict[str, str
 
 
 def is_users(base: Mapping[str, str]) -> bool:
-    """The user has said how NCCL is to log."""
-    return _DEBUG in base or _DEBUG_FILE in base
+    """The user has said how NCCL is to log; the environment would override what his files say."""
+    if _DEBUG in base or _DEBUG_FILE in base:
+        return True
+    own = base.get("NCCL_CONF_FILE") or f"{base.get('HOME', '')}/.nccl.conf"
+    return any(_SET.search(_text(path)) for path in (Path(own), _CONFIGURATION))
+
+
+def _text(path: Path) -> str:
+    try:
+        with open(path, errors="replace") as file:
+            return file.read(_MOST_CHARS)
+    except OSError:
+        return ""
 
 
 def read_log(folder: Path, rank: int, pid: int, base: Mapping[str, str]) -> str:
