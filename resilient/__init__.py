@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from resilient.core.exit_codes import ExitCode
     from resilient.errors import CheckpointError, Reschedule, ResilientError, Retry, SettingsError, Stop
+    from resilient.preflight.doctor import doctor
     from resilient.training.ddp import exact_ddp
     from resilient.training.run import Run
 
@@ -39,6 +40,7 @@ __all__ = [
     "SettingsError",
     "Stop",
     "__version__",
+    "doctor",
     "exact_ddp",
 ]
 
@@ -51,6 +53,7 @@ _HOMES = {
     "Run": "resilient.training.run",
     "SettingsError": "resilient.errors",
     "Stop": "resilient.errors",
+    "doctor": "resilient.preflight.doctor",
     "exact_ddp": "resilient.training.ddp",
 }
 

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NoReturn
 
 from resilient import launch, settings
@@ -35,6 +35,19 @@ usage: resilient config [--json] [flags of resilient run]
 
 Print every setting that would hold for a run with these flags, its default, and where it comes from:
 default < /etc/resilient/config.toml < Run() < RESILIENT_* < flags. (What a script gives to Run() is not known here.)
+"""
+_DOCTOR_USAGE: Final = """\
+usage: resilient doctor [--json] [--quick] [--devices N] [--peers A,B,...] [flags of resilient run]
+
+Look whether a training with these flags can run on this machine: devices, compute, collectives, memory, disks,
+limits, the checkpoint store, clocks and names. Each look is a process of its own with a limit in time.
+Exit code: 0 if nothing failed (warnings are allowed), else 198 (this node), 115 (a setting, or what the store
+answered) or 193 (the store refuses or does not answer); the first of these where several failed.
+
+  --json         the findings as JSON
+  --quick        only what resilient run looks at before it starts: nothing that needs torch, the store or the network
+  --devices N    devices that must be visible [as many as NVIDIA_VISIBLE_DEVICES lists]
+  --peers A,B    host names that must resolve [MASTER_ADDR]
 """
 
 
@@ -68,20 +81,27 @@ def _dispatch(argv: list[str]) -> int:
         return _run(argv[1:])
     if argv[:1] == ["config"]:
         return _config(argv[1:])
+    if argv[:1] == ["doctor"]:
+        return _shown(lambda: _doctor(argv[1:]))
     asked = _parser().parse_args(argv)
     if asked.verb == "explain":
         from resilient.report.story import explain_command
 
         return explain_command(asked.run, as_json=asked.json)
     if asked.verb == "checkpoints":
-        try:
-            return _checkpoints(asked)
-        except BrokenPipeError:  # as of `... list | head`; what is still to be flushed must not raise once more
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 128 + signal.SIGPIPE
+        return _shown(lambda: _checkpoints(asked))
     from resilient.supervisor.control import control_command
 
     return control_command(asked.verb, asked.run)
+
+
+def _shown(command: Callable[[], int]) -> int:
+    """The code of a command that prints a lot, of which nobody may read the rest: ``... list | head``."""
+    try:
+        return command()
+    except BrokenPipeError:  # what is still to be flushed must not raise once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -104,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     for verb in (save, stop):
         verb.add_argument("run", metavar="RUN", help="directory or URL of the checkpoints, or directory of the journal")
     _add_checkpoints(verbs.add_parser("checkpoints", help="list, verify, show, prune and export what a run has saved"))
+    verbs.add_parser("doctor", help="look whether a training can run here, before it does", add_help=False)
     verbs.add_parser("config", help="print every setting, its default and where it comes from", add_help=False)
     return parser
 
@@ -202,6 +223,20 @@ def _config(argv: list[str]) -> int:
     else:
         print(_columns([("SETTING", "VALUE", "DEFAULT", "ORIGIN"), *rows]))
     return ExitCode.FINISHED
+
+
+def _doctor(argv: list[str]) -> int:
+    scan = launch.scan_run(argv, program="resilient doctor", more=("json", "quick"), more_values=("devices", "peers"))
+    if "help" in scan.flags:
+        print(_DOCTOR_USAGE + "\n" + _flags_help(), end="")
+        return ExitCode.FINISHED
+    from resilient.preflight.doctor import subject_of
+    from resilient.report.examination import doctor_command
+
+    environ = settings.environment()
+    effective = settings.load(flags=launch.setting_flags(scan), environ=environ)
+    subject = subject_of(scan.flags, effective.settings, environ)
+    return doctor_command(subject, environ, quick="quick" in scan.flags, as_json="json" in scan.flags)
 
 
 def _flags_help() -> str:

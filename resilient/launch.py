@@ -96,10 +96,17 @@ class _Form(enum.Enum):
     """As it is; nothing in it is ours."""
 
 
-def scan_run(argv: Sequence[str], *, program: str = "resilient run", more: Collection[str] = ()) -> Scan:
-    """Split our flags and torchrun's, mixed as they come, from the command; ``more`` are further switches."""
+def scan_run(
+    argv: Sequence[str],
+    *,
+    program: str = "resilient run",
+    more: Collection[str] = (),
+    more_values: Collection[str] = (),
+) -> Scan:
+    """Split our flags and torchrun's, mixed as they come, from the command; ``more`` are further switches,
+    ``more_values`` further flags that take a value."""
     ours = {flag(name)[2:]: is_switch(name) for name in FIELDS}
-    values = torchrun.VALUES | {name for name, switch in ours.items() if not switch}
+    values = torchrun.VALUES | {name for name, switch in ours.items() if not switch} | {*more_values}
     switches = torchrun.SWITCHES | {name for name, switch in ours.items() if switch} | {"help", *more}
     return torchrun.scan(argv, values=values, switches=switches, program=program)
 

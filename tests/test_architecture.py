@@ -39,6 +39,7 @@ LAYERS = {
     "resilient.checkpoint": 3,
     "resilient.kubernetes": 3,
     "resilient.supervisor": 4,
+    "resilient.preflight": 5,
     "resilient.training": 5,
     "resilient.report": 5,
     "resilient.dcp": 6,
@@ -64,7 +65,7 @@ OWNERS = {
     "tomli": {"settings.py"},
     "tomllib": {"settings.py"},  # in the standard library from Python 3.11 on
     "torch": {"training/", "dcp/", "checkpoint/tensors", "checkpoint/image.py", "checkpoint/pair.py"}
-    | {"checkpoint/export.py"},
+    | {"checkpoint/export.py", "preflight/torch_probes.py"},
     "xxhash": {"checkpoint/digest.py"},
 }
 

@@ -21,6 +21,7 @@ NAMES = [
     "SettingsError",
     "Stop",
     "__version__",
+    "doctor",
     "exact_ddp",
 ]
 

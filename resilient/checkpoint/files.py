@@ -87,6 +87,10 @@ class Store(abc.ABC):
     def exists(self, name: str) -> bool:
         """Whether there is such a file."""
 
+    @abc.abstractmethod
+    def written_at(self, name: str) -> float | None:
+        """When a file was written, by the store's own clock; ``None`` where it does not say."""
+
     def probe(self) -> None:
         """Refuse a store in which two writers could both believe that they were first, or that is read-only."""
         name = f".probe-{secrets.token_hex(8)}"

@@ -168,6 +168,10 @@ class _Directory(Store):
                 with contextlib.suppress(OSError):  # not empty: other files are still there
                     os.rmdir(parent)
 
+    def written_at(self, name: str) -> float:
+        with self._reading(name) as (fd, _):
+            return os.fstat(fd).st_mtime
+
     def exists(self, name: str) -> bool:
         try:
             with self._reading(name):

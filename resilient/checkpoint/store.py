@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime, timezone
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -25,6 +26,8 @@ from resilient.checkpoint.store_errors import Answered, Missing, explain, scrub
 from resilient.checkpoint.throttle import Throttle
 from resilient.errors import CheckpointError, SettingsError, StoreError
 
+_WRITTEN: Final = ("LastModified", "last_modified", "updated", "mtime", "created")
+"""As s3fs, adlfs, gcsfs, file systems and ``memory:`` say it."""
 _MOST_PARTS: Final = 9_000
 """Object stores allow 10 000 parts of one upload."""
 _RANGE: Final = 8 << 20
@@ -92,6 +95,17 @@ def _cannot_open(scheme: str, shown: str, error: Exception) -> str:
         return f"cannot open {shown}: the package for {scheme}:// is not installed ({error}); install it in the image"
     known = "s3, gs, abfs, file" if "not known" in str(error) else "see the documentation of its fsspec package"
     return f"cannot open {shown}: {scrub(str(error), shown)}; use one of the schemes that fsspec knows: {known}"
+
+
+def _wall_s(found: Mapping[str, Any]) -> float | None:
+    """The time at which an object was written, by whatever name and type a back end gives it."""
+    value = next((found[name] for name in _WRITTEN if found.get(name)), None)
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):  # Python 3.10 does not read a Z
+            value = datetime.fromisoformat(value.replace("Z", "+00:00"))
+    if isinstance(value, datetime):
+        return (value if value.tzinfo else value.replace(tzinfo=timezone.utc)).timestamp()
+    return float(value) if isinstance(value, (int, float)) else None
 
 
 class _RemoteStore(Store):
@@ -235,6 +249,12 @@ class _RemoteStore(Store):
         full = self._full(name)
         with contextlib.suppress(Missing), self._doing("delete", name):
             self.fs.rm_file(full, **self.deadline)
+
+    def written_at(self, name: str) -> float | None:
+        full = self._full(name)
+        with self._doing("look for", name):
+            self.fs.invalidate_cache()
+            return _wall_s(self.fs.info(full, **self.deadline))
 
     def exists(self, name: str) -> bool:
         full = self._full(name)

@@ -109,6 +109,11 @@ def kind_of(error: BaseException) -> str:
     return str(getattr(error, "kind", "refused" if isinstance(error, StoreError) else "damaged"))
 
 
+def code_of(error: BaseException) -> str:
+    """The service's own word for what is behind an error; empty where it had none."""
+    return next((code for code in map(_code, _chain(error)) if code), "")
+
+
 _ADVICE: Final[dict[type[StoreError], str]] = {
     Unreachable: "it is tried again; check that the store can be reached from this pod",
     Answered: "check the URL of the checkpoints",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the machine has left: memory of the cgroup (v1 and v2), ``/dev/shm`` and a disk.
+"""What the machine has left: memory and processes of the cgroup (v1 and v2), ``/dev/shm`` and a disk.
 
 What cannot be read is ``None``: unknown, never fine. Workers import this as well.
 """
@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from resilient.core.measured import UNLIMITED
 
 _NO_LIMIT: Final = 1 << 60
 """cgroup v1 writes "no limit" as a number near 2**63."""
@@ -49,7 +51,7 @@ def sample(
     shm: str | os.PathLike[str] = "/dev/shm",
 ) -> Sample:
     """Look now; ``disk`` is any path on the file system of interest, ``root`` where ``proc`` and ``sys`` lie."""
-    folders, version = _memory_folders(Path(root))
+    folders, version = _folders(Path(root), "memory")
     memory = _tightest(folders, version)
     return Sample(
         memory_used=memory.used,
@@ -62,7 +64,7 @@ def sample(
 
 def memory_available(root: str | os.PathLike[str] = "/") -> int | None:
     """Bytes that can still be taken, by the cgroup's limits and by the host; ``None`` where neither can be read."""
-    memory = _tightest(*_memory_folders(Path(root)))
+    memory = _tightest(*_folders(Path(root), "memory"))
     host = _keyed(Path(root) / "proc/meminfo").get("MemAvailable:")
     left = [] if host is None else [host << 10]  # "kB" there are KiB
     if memory.limit is not None and memory.used is not None:
@@ -70,12 +72,21 @@ def memory_available(root: str | os.PathLike[str] = "/") -> int | None:
     return max(0, min(left)) if left else None
 
 
-def _memory_folders(root: Path) -> tuple[list[Path], int]:
-    """Our memory cgroup and its ancestors, nearest first, as far as they can be seen; and the version."""
-    path, version = _own_cgroup(root / "proc/self/cgroup")
+def processes_left(root: str | os.PathLike[str] = "/") -> int | None:
+    """Processes and threads that the cgroup still allows, ``UNLIMITED`` where it has no limit."""
+    folders, _ = _folders(Path(root), "pids")
+    if not folders[0].is_dir():
+        return None
+    limits = [(_number(folder / "pids.max"), _number(folder / "pids.current")) for folder in folders]
+    return min((max(0, limit - (used or 0)) for limit, used in limits if limit is not None), default=UNLIMITED)
+
+
+def _folders(root: Path, controller: str) -> tuple[list[Path], int]:
+    """Our cgroup of a controller and its ancestors, nearest first, as far as they can be seen; and the version."""
+    path, version = _own_cgroup(root / "proc/self/cgroup", controller)
     top = root / "sys/fs/cgroup"
     if version == 1:
-        top /= "memory"
+        top /= controller
     # A container often sees the host's path in /proc, and its own cgroup mounted as the top.
     own = top / path.lstrip("/") if ".." not in path.split("/") else top
     if not own.is_dir():
@@ -83,12 +94,12 @@ def _memory_folders(root: Path) -> tuple[list[Path], int]:
     return [own, *(parent for parent in own.parents if parent.is_relative_to(top))], version
 
 
-def _own_cgroup(table: Path) -> tuple[str, int]:
+def _own_cgroup(table: Path, controller: str) -> tuple[str, int]:
     unified = "/"
     for line in _lines(table):
         _, _, rest = line.partition(":")
         names, _, path = rest.partition(":")
-        if "memory" in names.split(","):
+        if controller in names.split(","):
             return path, 1
         if not names:
             unified = path

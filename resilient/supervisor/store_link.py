@@ -15,6 +15,7 @@ from typing import Final
 from resilient.checkpoint.layout import Debit, FinishedMark
 from resilient.checkpoint.requests import Failed, Finish, Open, Opened, Record, Reply, Request, Ship
 from resilient.core import events as ev
+from resilient.core.checks_store import WRONG
 from resilient.settings import Settings
 from resilient.supervisor.saver_process import SaverProcess
 
@@ -22,8 +23,10 @@ REOPEN_S: Final = 5.0
 """Between tries at a store that refuses."""
 LOCAL_LOCK_S: Final = 5.0
 """Outside Kubernetes a run that somebody holds is refused soon; inside, an old pod may still be ending."""
-_WRONG: Final = frozenset({"settings", "corrupt", "damaged", "missing", "refused"})
-"""Answers that no waiting cures."""
+MEMORY_REFUSED: Final = (
+    "cannot use memory:// for checkpoints: nobody but the process that wrote them could read them; "
+    "give a directory or the URL of a store"
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,8 +90,7 @@ class StoreLink:
     ) -> None:
         url = settings.checkpoints or ""
         if url.startswith("memory:"):
-            why = "cannot use memory:// for checkpoints: nobody but the process that wrote them could read them"
-            then(ev.OpenFailed(why=f"{why}; give a directory or the URL of a store", wrong=True))
+            then(ev.OpenFailed(why=MEMORY_REFUSED, wrong=True))
             return
 
         def again() -> None:
@@ -105,7 +107,7 @@ class StoreLink:
                 self._let_go()
             elif isinstance(reply, Failed):
                 locked = reply.kind == "locked" and not self._identity.in_kubernetes
-                wrong = reply.kind in _WRONG or locked
+                wrong = reply.kind in WRONG or locked
                 if wrong or time.monotonic() + REOPEN_S >= until:
                     self._opening = False
                     then(ev.OpenFailed(why=reply.why, wrong=wrong))
