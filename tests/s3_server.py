@@ -6,6 +6,8 @@ import http.client
 import threading
 from collections import Counter, deque
 from collections.abc import Iterator
+from datetime import timedelta
+from email.utils import format_datetime, parsedate_to_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -90,7 +92,7 @@ class _Request(BaseHTTPRequestHandler):
 
     def answer(self) -> None:
         """``cut``: half the body is read; ``lost``: done, and not answered; ``half``: half the answer; ``hang``: none;
-        ``deaf``: nothing is read; ``slow``: late; else a refusal."""
+        ``deaf``: nothing is read; ``slow``: late; ``ahead``: by a clock an hour ahead; else a refusal."""
         operation = self._operation()
         word = self.server.fault(operation)
         size = int(self.headers.get("Content-Length", 0))
@@ -127,6 +129,10 @@ class _Request(BaseHTTPRequestHandler):
             return
         skipped = {"content-length", "connection", "transfer-encoding", "date", "server"}
         kept = [(name, value) for name, value in answer.getheaders() if name.lower() not in skipped]
+        if word == "ahead":
+            times = {name: parsedate_to_datetime(value) for name, value in kept if name.lower() == "last-modified"}
+            kept = [(name, value) for name, value in kept if name not in times]
+            kept += [(name, format_datetime(t + timedelta(hours=1), usegmt=True)) for name, t in times.items()]
         if self.command == "HEAD":
             kept.append(("Content-Length", answer.getheader("Content-Length") or "0"))
         self._send(answer.status, kept, content, 2 if word == "half" else 1)

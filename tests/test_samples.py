@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from resilient.supervisor.samples import Sample, memory_available, sample
+from resilient.core.measured import UNLIMITED
+from resilient.supervisor.samples import Sample, memory_available, processes_left, sample
 
 GIB = 1 << 30
 MEMINFO = {"proc/meminfo": f"MemTotal: {64 << 20} kB\nMemAvailable: {32 << 20} kB\nHugePages_Total: 0\n"}
@@ -140,3 +141,35 @@ def test_this_machine(tmp_path: Path) -> None:
     assert seen.shm_used_fraction == pytest.approx(seen.disk_used_fraction, abs=0.01)
     if os.path.exists("/proc/meminfo"):
         assert (memory_available() or 0) > 0
+
+
+@pytest.mark.parametrize(
+    ("files", "left"),
+    [
+        ({"sys/fs/cgroup/pids.max": "max\n", "sys/fs/cgroup/pids.current": "7\n"}, UNLIMITED),
+        ({"sys/fs/cgroup/pids.max": "100\n", "sys/fs/cgroup/pids.current": "7\n"}, 93),
+        ({"sys/fs/cgroup/pids.max": "100\n", "sys/fs/cgroup/pids.current": "107\n"}, 0),
+        (
+            {
+                "proc/self/cgroup": "0::/pod/main\n",
+                "sys/fs/cgroup/pod/main/pids.max": "max\n",
+                "sys/fs/cgroup/pod/pids.max": "50\n",
+                "sys/fs/cgroup/pod/pids.current": "20\n",
+            },
+            30,
+        ),
+        (
+            {
+                "proc/self/cgroup": "8:pids:/x\n4:memory:/y\n0::/\n",
+                "sys/fs/cgroup/pids/x/pids.max": "9\n",
+                "sys/fs/cgroup/pids/x/pids.current": "4\n",
+            },
+            5,
+        ),
+        ({"proc/self/cgroup": "8:pids:/\n", "sys/fs/cgroup/pids/tasks": ""}, UNLIMITED),
+        ({}, None),
+    ],
+)
+def test_processes_that_are_left(tmp_path: Path, files: Mapping[str, object], left: int | None) -> None:
+    """The tightest level of either version; the top cgroup has no limit, and no cgroup is unknown."""
+    assert processes_left(lay_out(tmp_path, files)) == left

@@ -14,7 +14,7 @@ from typing import Final
 from resilient.core.devices import NO_RECOVERY, Device, Look, State
 from resilient.core.exit_codes import ExitCode
 from resilient.core.measured import AllReduceFacts, ComputeFacts, TorchFacts
-from resilient.core.preflight import Asked, Check, Grade, Judgement, fail, ok, size_text, skip, unread, warn
+from resilient.core.preflight import Asked, Check, Grade, Judgement, counted, fail, ok, size_text, skip, unread, warn
 
 MEMORY_TAKEN: Final = 0.05
 """Of a device that nobody else uses; a CUDA context takes about 0.5 GB, less than that of any training device."""
@@ -136,7 +136,7 @@ def _device_memory(torch: TorchFacts, asked: Asked) -> Judgement:
 def _compute(torch: TorchFacts, asked: Asked) -> Judgement:
     wrong = [device for device in torch.devices if device.wrong]
     if wrong:
-        which = ", ".join(f"{device.device} ({device.wrong} elements)" for device in wrong)
+        which = ", ".join(f"{device.device} ({counted(device.wrong or 0, 'element')})" for device in wrong)
         return fail(f"wrong products on {which}", f"never train on it; {_NODE}")
     silent = [device for device in torch.devices if device.wrong is None]
     if silent:
@@ -145,7 +145,7 @@ def _compute(torch: TorchFacts, asked: Asked) -> Judgement:
 
 
 def _all_reduce(sums: AllReduceFacts, asked: Asked) -> Judgement:
-    found = f"{sums.backend} over {sums.ranks} rank(s) of this machine"
+    found = f"{sums.backend} over {counted(sums.ranks, 'rank')} of this machine"
     if not sums.right:
         return fail(f"{found} gives wrong sums", _NODE)
     return ok(f"{found}, in {sums.seconds:.2f} s")

@@ -16,6 +16,7 @@ from resilient.core.preflight import (
     Asked,
     Check,
     Judgement,
+    counted,
     fail,
     limit_text,
     ok,
@@ -106,7 +107,7 @@ def _processes(host: HostFacts, asked: Asked) -> Judgement:
         return unread("the limit of processes")
     if host.processes_left == UNLIMITED:
         return ok("unlimited")
-    found = f"{host.processes_left} more processes and threads for {asked.ranks} rank(s)"
+    found = f"{host.processes_left} more processes and threads for {counted(asked.ranks, 'rank')}"
     if host.processes_left < PROCESSES_PER_RANK * asked.ranks:
         return warn(f"{found}: DataLoader workers may not start", "raise podPidsLimit of the node, or start fewer")
     return ok(found)

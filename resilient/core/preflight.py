@@ -172,5 +172,9 @@ def size_text(size_bytes: int) -> str:
     return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
 
 
+def counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
 def limit_text(limit: int) -> str:
     return "unlimited" if limit == UNLIMITED else str(limit)

@@ -81,7 +81,7 @@ def examine(subject: Subject, environ: Mapping[str, str], *, quick: bool) -> Rep
     """Measure in two waves, since what loads torch would slow the others down; then judge."""
     measured = {**measure(quick_errands(subject), environ)}
     if not quick:
-        measured |= measure(_network_errands(subject), environ)
+        measured |= measure(network_errands(subject), environ)
         measured |= measure(_torch_errands(subject), {**environ, **_ALONE})
     return report(measured, subject, environ)
 
@@ -107,7 +107,7 @@ def _folder(path: str) -> Errand:
     return Errand(probe="folder", limit_s=QUICK_S, given={"path": path})
 
 
-def _network_errands(subject: Subject) -> dict[str, Errand]:
+def network_errands(subject: Subject) -> dict[str, Errand]:
     errands = {}
     if subject.checkpoints is not None:
         patience_s = min(subject.store_patience_s, STORE_PATIENCE_S)

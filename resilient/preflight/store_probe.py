@@ -66,7 +66,8 @@ def _write_read_delete(at: Callable[[str], None], target: Store, ask: Ask) -> fl
     try:
         at(f"writing in {target.url}")
         before = time.time()
-        _create(target, ask, name, data)
+        with contextlib.suppress(Exists):  # nobody else has this name: an earlier try was done, and its answer lost
+            ask(target.create, name, data)
         after = time.time()
         at(f"reading in {target.url}")
         if ask(target.read, name, len(data)) != data:
@@ -82,21 +83,6 @@ def _write_read_delete(at: Callable[[str], None], target: Store, ask: Ask) -> fl
     if stamp is None:
         return None
     return round(min(0.0, stamp + STAMP_S - before) + max(0.0, stamp - after), 3)
-
-
-def _create(target: Store, ask: Ask, name: str, data: bytes) -> None:
-    tries = 0
-
-    def create() -> None:
-        nonlocal tries
-        tries += 1
-        try:
-            target.create(name, data)
-        except Exists:
-            if tries == 1:
-                raise  # nobody else has this name; a later try meets what an earlier one did, unanswered
-
-    ask(create)
 
 
 def _refuses_twice(target: Store, ask: Ask, name: str) -> None:
