@@ -6,9 +6,10 @@ from __future__ import annotations
 from resilient.core import events as ev
 from resilient.core.commands import Command, Exit
 from resilient.core.evidence import ErrorLink, ErrorRecord, Evidence, Place, RankEvidence, Ruling
-from resilient.core.job import Job
+from resilient.core.job import Job, Phase
 from resilient.core.machine import advance, begin
 from resilient.core.policy import Terms
+from resilient.core.rules import RULES
 
 
 def raised(kind: str, *, step: int = 1, ruling: Ruling | None = None) -> Evidence:
@@ -24,16 +25,20 @@ def raised(kind: str, *, step: int = 1, ruling: Ruling | None = None) -> Evidenc
 
 XID_79 = "NVRM: Xid (PCI:0000:05:00): 79, pid=1234, name=python, GPU has fallen off the bus."
 DEVICE = Evidence(ranks=(RankEvidence(rank=0, exit_code=1, order=0, stderr_tail=XID_79, step=1),))
+SUSPECT = next(rule.example for rule in RULES if rule.id == "device-ecc-contained")
 KILLED = Evidence(ranks=(RankEvidence(rank=0, signal=9, order=0, step=1),))
+UNKNOWN = Evidence(ranks=(RankEvidence(rank=0, exit_code=3, order=0, step=1),))
 CODE = raised("TypeError")
 STOPPED = raised("resilient.errors.Stop", ruling=Ruling.STOP)
 
 
 def drive(start: Job, *events: ev.Event, now: float = 0.0) -> tuple[Job, list[Command]]:
-    """The job after these events, and every command on the way."""
+    """The job after these events on a sound machine, and every command on the way."""
     job, commands = begin(start, 0.0)
     told = list(commands)
-    for event in events:
+    rest = list(events)
+    while rest or job.phase is Phase.EXAMINING:
+        event = ev.Examined() if job.phase is Phase.EXAMINING else rest.pop(0)
         job, commands = advance(job, event, now)
         told += commands
     return job, told

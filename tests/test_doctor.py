@@ -3,7 +3,6 @@
 
 import io
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from typing import Any
 
 import failing_store
 import pytest
+from recorded_driver import recorded
 from rich.console import Console
 from saved_run import SavedRun
 from supervised import LIMIT_S, ROOT, Folder
@@ -26,13 +26,6 @@ from resilient.preflight.errand import Errand
 from resilient.report.examination import show
 
 UUID = "GPU-8c5d3f2a-0000-1111-2222-333344445555"
-RECORDED = """
-import sys
-sys.path.insert(0, {tests!r})
-import nvml
-sys.modules["pynvml"] = nvml.Pynvml({gpus})
-"""
-"""A module ``pynvml`` that answers as recorded."""
 
 
 @pytest.fixture
@@ -80,7 +73,7 @@ def test_a_store_that_refuses(tmp_path: Path, fault: str, code: int, words: str)
     folder = Folder(tmp_path, **failing_store.plugin(tmp_path, ROOT), OBJECT_TOKEN="canary-token")
     (tmp_path / "fault").write_text(fault)
     url = f"failing://user:canary-password@{tmp_path}/store"
-    subject = Subject(journal=str(tmp_path), checkpoints=url)
+    subject = Subject(journal=str(tmp_path), temporary=str(tmp_path), checkpoints=url)
     found = _store_alone(subject, folder.environment(tmp_path, {}))
     assert found.code == code
     finding = next(finding for finding in found.findings if finding.check == "store")
@@ -102,18 +95,10 @@ def _store_alone(subject: Subject, environ: Mapping[str, str]) -> Report:
 )
 def test_a_url_that_cannot_be_one_is_a_matter_of_settings(tmp_path: Path, url: str, words: str) -> None:
     """115, as from a start."""
-    subject = Subject(journal=str(tmp_path), checkpoints=url)
+    subject = Subject(journal=str(tmp_path), temporary=str(tmp_path), checkpoints=url)
     found = _store_alone(subject, Folder(tmp_path).environment(tmp_path, {}))
     assert found.code == 115
     assert words in found.failures[0].found
-
-
-def recorded(tmp_path: Path, gpus: str) -> dict[str, str]:
-    """The environment of a container whose driver answers as recorded."""
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site/pynvml.py").write_text(RECORDED.format(tests=str(ROOT / "tests"), gpus=gpus))
-    path = os.pathsep.join([str(ROOT), str(tmp_path / "site")])
-    return {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "0,1"}
 
 
 @pytest.mark.parametrize(
@@ -143,7 +128,7 @@ def test_a_driver_that_hangs_fails_the_node(tmp_path: Path) -> None:
     environ = Folder(tmp_path, **recorded(tmp_path, "")).environment(tmp_path, {})
     (tmp_path / "site/pynvml.py").write_text("import signal\nsignal.pause()\n")
     measured = measure({"devices": Errand(probe="devices", limit_s=1.0)}, environ)
-    found = report(measured, Subject(journal=str(tmp_path)), environ)
+    found = report(measured, Subject(journal=str(tmp_path), temporary=str(tmp_path)), environ)
     assert found.code == 198
     assert [finding.check for finding in found.failures] == ["devices"]
 

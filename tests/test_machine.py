@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import pytest
-from driving import CODE, DEVICE, KILLED, ONE, SETTLED, STOPPED, code_of, drive, fail, raised
+from driving import CODE, DEVICE, KILLED, ONE, SETTLED, STOPPED, SUSPECT, code_of, drive, fail, raised
 
 from resilient.core import events as ev
 from resilient.core.commands import Command, EndGroup, Exit, OrderStop, RecordDebit, SetDeadline, StartWorkers
@@ -26,6 +26,8 @@ ALPHABET: tuple[ev.Event, ...] = (
     ev.Opened(next_attempt=4, debits=(ev.Debit(code=193, step=9),)),
     ev.OpenFailed(why="no answer", wrong=False),
     ev.OpenFailed(why="no such bucket", wrong=True),
+    ev.Examined(),
+    ev.Examined(refusal="a GPU is lost", do="cordon it"),
     ev.Announced(),
     ev.CannotRun(code=127, why="not found"),
     ev.HeartbeatOpened(),
@@ -39,7 +41,7 @@ ALPHABET: tuple[ev.Event, ...] = (
     ev.HangFound(hang=Hang(rank=0, place=Place.STEP, phase=None, silent_s=61, bound_s=60)),
     ev.Unusable(why="no checkpoint may be loaded"),
     ev.GroupEnded(),
-    *(ev.Collected(evidence=evidence) for evidence in (DEVICE, KILLED, CODE, STOPPED)),
+    *(ev.Collected(evidence=evidence) for evidence in (DEVICE, SUSPECT, KILLED, CODE, STOPPED)),
     ev.LeaveAsked(by="SIGTERM"),
     ev.LeaveAsked(by="SIGTERM", urgent=True),
     ev.DeadlinePassed(),
@@ -156,6 +158,7 @@ def check_exit(start: Job, job: Job, seen: Seen, command: Exit) -> None:
     if seen.asked:
         assert code in {ExitCode.FINISHED, ExitCode.INTERNAL} | PREEMPTED
     if code in NEEDS_DEBIT:
+        assert (code == ExitCode.NODE_REFUSED) <= (job.launch == 0), "only a start is refused"
         assert seen.on_record == code or start.terms.counters_bound, "no ignored exit without a recorded debit"
     if code in PREEMPTED:
         assert seen.asked
@@ -179,6 +182,7 @@ def answer(commands: tuple[Command, ...], *, failing: bool) -> ev.Event | None:
     """What a world of crashing workers answers to a command."""
     replies: dict[str, ev.Event] = {
         "OpenStore": ev.Opened(next_attempt=1),
+        "Examine": ev.Examined(),
         "StartWorkers": ev.WorkerEnded(rank=0, clean=False, finished=False),
         "EndGroup": ev.GroupEnded(),
         "CollectEvidence": ev.Collected(evidence=KILLED),

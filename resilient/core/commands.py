@@ -15,6 +15,14 @@ class OpenStore:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Examine:
+    """Look whether this machine can train and answer ``Examined``."""
+
+    suspect: bool
+    """A device may be to blame for a failure: look closer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StartWorkers:
     """Launch all workers as this attempt."""
 
@@ -100,6 +108,7 @@ class Exit:
 
 Command = (
     OpenStore
+    | Examine
     | StartWorkers
     | NumberAttempt
     | OrderStop

@@ -19,6 +19,7 @@ from resilient.core.commands import (
     CollectEvidence,
     Command,
     EndGroup,
+    Examine,
     Exit,
     OrderStop,
     RecordDebit,
@@ -53,6 +54,11 @@ def launch(job: Job) -> Step:
         finished=frozenset(),
     )
     return job, (ClearDeadline(), StartWorkers(attempt=job.attempt, launch=job.launch))
+
+
+def examine(job: Job) -> Step:
+    """Look at the machine before its workers are started."""
+    return replace(job, phase=Phase.EXAMINING), (ClearDeadline(), Examine(suspect=job.launch > 0))
 
 
 def cannot_run(job: Job, event: ev.CannotRun, now: float) -> Step:
@@ -165,6 +171,9 @@ def collected(job: Job, event: ev.Collected, now: float) -> Step:
         attempt=job.attempt + 1,
         ledger=job.ledger.struck(verdict.fingerprint, verdict.step or 0),
     )
+    if verdict.cause in policy.SUSPICIONS:
+        job, commands = examine(replace(job, backoff_s=decision.delay_s))
+        return job, (announce, *commands)
     return job, (announce, SetDeadline(at=now + decision.delay_s))
 
 
@@ -325,6 +334,6 @@ def end_by(job: Job, decision: Decision, now: float) -> Step:
         return _end_group(job)
     if job.phase is Phase.STOPPING:
         return job, ()
-    if job.phase is Phase.JUDGING:
+    if job.phase is Phase.JUDGING or (job.phase is Phase.EXAMINING and job.launch):
         return _settle(job, now)
     return _record(job, now)

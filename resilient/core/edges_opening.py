@@ -11,7 +11,7 @@ from dataclasses import replace
 from resilient.core import events as ev
 from resilient.core import policy
 from resilient.core.commands import ClearDeadline, Command, NumberAttempt, OpenStore, SetDeadline
-from resilient.core.edges import Step, end, end_by, launch
+from resilient.core.edges import Step, end, end_by, examine
 from resilient.core.exit_codes import ExitCode
 from resilient.core.job import Job, Phase
 
@@ -21,7 +21,7 @@ def begin(job: Job, now: float) -> Step:
     job = replace(job, ledger=replace(job.ledger, held_since=now))
     if job.has_store:
         return job, _open(job, now)
-    return launch(replace(job, attempt=1))
+    return examine(replace(job, attempt=1))
 
 
 def _open(job: Job, now: float) -> tuple[Command, ...]:
@@ -49,7 +49,7 @@ def _opened(job: Job, event: ev.Opened, now: float) -> Step:
 
 def prepared(job: Job, event: ev.Opened, now: float) -> Step:
     job, commands = _opened(job, event, now)
-    return launch(job) if job.phase is Phase.PREPARING else (job, commands)
+    return examine(job) if job.phase is Phase.PREPARING else (job, commands)
 
 
 def opened_late(job: Job, event: ev.Opened, now: float) -> Step:

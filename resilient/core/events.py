@@ -45,6 +45,15 @@ class OpenFailed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Examined:
+    """The preflight is over."""
+
+    refusal: str | None = None
+    """What is wrong with this node; ``None``: nothing that keeps it from training."""
+    do: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Announced:
     """A worker's ``Run`` named the store; until then none was known."""
 
@@ -159,6 +168,7 @@ class Broken:
 Event = (
     Opened
     | OpenFailed
+    | Examined
     | Announced
     | CannotRun
     | HeartbeatOpened
@@ -180,6 +190,7 @@ Event = (
 EVENTS: Final[tuple[type[Event], ...]] = (
     Opened,
     OpenFailed,
+    Examined,
     Announced,
     CannotRun,
     HeartbeatOpened,

@@ -14,6 +14,8 @@ class Phase(str, enum.Enum):
 
     PREPARING = "preparing"
     """The store is being opened; no worker exists."""
+    EXAMINING = "examining"
+    """The preflight: before the first workers, and before others once a device is suspected."""
     RUNNING = "running"
     LEAVING = "leaving"
     """Asked to leave: all workers go to one common boundary."""
@@ -48,4 +50,6 @@ class Job:
     """Who asked to leave; from then on nothing is started and nobody is blamed."""
     must_end_at: float | None = None
     """When the platform will kill us, once it has asked to leave."""
+    backoff_s: float = 0.0
+    """What is left to wait for once the machine has been examined."""
     ending: Decision | None = None

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from resilient.core import edges, edges_opening
+from resilient.core import edges, edges_opening, edges_preflight
 from resilient.core import events as ev
 from resilient.core.edges import Step
 from resilient.core.edges_opening import begin
@@ -44,7 +44,7 @@ def diagram() -> str:
             for target in edge.to:
                 if target is not phase:
                     arrows.setdefault((phase, target), []).append(event.__name__)
-    lines = ["stateDiagram-v2", f"    [*] --> {Phase.PREPARING.name}", f"    [*] --> {Phase.RUNNING.name}"]
+    lines = ["stateDiagram-v2", f"    [*] --> {Phase.PREPARING.name}", f"    [*] --> {Phase.EXAMINING.name}"]
     lines += [f"    {a.name} --> {b.name}: {', '.join(sorted(names))}" for (a, b), names in arrows.items()]
     return "\n".join([*lines, f"    {Phase.ENDED.name} --> [*]"])
 
@@ -63,13 +63,14 @@ def _row(moves: Mapping[type[ev.Event], Edge], staying: tuple[type[ev.Event], ..
 TRANSITIONS: Final[Mapping[Phase, Mapping[type, Edge]]] = {
     _P.PREPARING: _row(
         {
-            ev.Opened: Edge(edges_opening.prepared, (_P.RUNNING, _P.ENDED)),
+            ev.Opened: Edge(edges_opening.prepared, (_P.EXAMINING, _P.ENDED)),
             ev.OpenFailed: Edge(edges_opening.open_failed, (_P.RECORDING, _P.ENDED)),
             ev.LeaveAsked: Edge(edges.asked_idle, (_P.SETTLING,)),
             ev.DeadlinePassed: Edge(edges_opening.open_hung, (_P.RECORDING,)),
             ev.Broken: Edge(edges.broken_last, (_P.ENDED,)),
         },
         (
+            ev.Examined,
             ev.Announced,
             ev.CannotRun,
             ev.HeartbeatOpened,
@@ -85,6 +86,32 @@ TRANSITIONS: Final[Mapping[Phase, Mapping[type, Edge]]] = {
             ev.RecordFailed,
         ),
         _P.PREPARING,
+    ),
+    _P.EXAMINING: _row(
+        {
+            ev.Examined: Edge(edges_preflight.examined, (_P.RUNNING, _P.BACKING_OFF, _P.RECORDING, _P.SETTLING)),
+            ev.Committed: Edge(edges.committed, (_P.EXAMINING,)),
+            ev.LeaveAsked: Edge(edges.asked_idle, (_P.SETTLING,)),
+            ev.Opened: Edge(edges_opening.opened_between, (_P.EXAMINING, _P.SETTLING, _P.ENDED)),
+            ev.Broken: Edge(edges.broken_last, (_P.ENDED,)),
+        },
+        (
+            ev.Announced,
+            ev.OpenFailed,
+            ev.CannotRun,
+            ev.HeartbeatOpened,
+            ev.Advanced,
+            ev.WorkerEnded,
+            ev.HangFound,
+            ev.Unusable,
+            ev.GroupEnded,
+            ev.Collected,
+            ev.DeadlinePassed,
+            ev.SaveSettled,
+            ev.Recorded,
+            ev.RecordFailed,
+        ),
+        _P.EXAMINING,
     ),
     _P.RUNNING: _row(
         {
@@ -102,7 +129,7 @@ TRANSITIONS: Final[Mapping[Phase, Mapping[type, Edge]]] = {
             ev.DeadlinePassed: Edge(edges_opening.open_hung, (_P.STOPPING,)),
             ev.Broken: Edge(edges.broken, (_P.STOPPING,)),
         },
-        (ev.GroupEnded, ev.Collected, ev.SaveSettled, ev.Recorded, ev.RecordFailed),
+        (ev.Examined, ev.GroupEnded, ev.Collected, ev.SaveSettled, ev.Recorded, ev.RecordFailed),
         _P.RUNNING,
     ),
     _P.LEAVING: _row(
@@ -117,6 +144,7 @@ TRANSITIONS: Final[Mapping[Phase, Mapping[type, Edge]]] = {
             ev.Broken: Edge(edges.broken, (_P.STOPPING,)),
         },
         (
+            ev.Examined,
             ev.Announced,
             ev.OpenFailed,
             ev.CannotRun,
@@ -142,6 +170,7 @@ TRANSITIONS: Final[Mapping[Phase, Mapping[type, Edge]]] = {
             ev.Broken: Edge(edges.broken_last, (_P.ENDED,)),
         },
         (
+            ev.Examined,
             ev.Announced,
             ev.OpenFailed,
             ev.CannotRun,
@@ -158,12 +187,13 @@ TRANSITIONS: Final[Mapping[Phase, Mapping[type, Edge]]] = {
     _P.JUDGING: _row(
         {
             ev.Committed: Edge(edges.committed, (_P.JUDGING,)),
-            ev.Collected: Edge(edges.collected, (_P.BACKING_OFF, _P.SETTLING)),
+            ev.Collected: Edge(edges.collected, (_P.BACKING_OFF, _P.EXAMINING, _P.SETTLING)),
             ev.LeaveAsked: Edge(edges.asked_idle, (_P.SETTLING,)),
             ev.Opened: Edge(edges_opening.opened_between, (_P.JUDGING, _P.SETTLING)),
             ev.Broken: Edge(edges.broken_last, (_P.ENDED,)),
         },
         (
+            ev.Examined,
             ev.Announced,
             ev.OpenFailed,
             ev.CannotRun,
@@ -189,6 +219,7 @@ TRANSITIONS: Final[Mapping[Phase, Mapping[type, Edge]]] = {
             ev.Broken: Edge(edges.broken_last, (_P.ENDED,)),
         },
         (
+            ev.Examined,
             ev.Announced,
             ev.OpenFailed,
             ev.CannotRun,
@@ -215,6 +246,7 @@ TRANSITIONS: Final[Mapping[Phase, Mapping[type, Edge]]] = {
             ev.Broken: Edge(edges.broken_last, (_P.ENDED,)),
         },
         (
+            ev.Examined,
             ev.Announced,
             ev.OpenFailed,
             ev.CannotRun,
@@ -239,6 +271,7 @@ TRANSITIONS: Final[Mapping[Phase, Mapping[type, Edge]]] = {
             ev.Broken: Edge(edges.broken_last, (_P.ENDED,)),
         },
         (
+            ev.Examined,
             ev.Announced,
             ev.Opened,
             ev.OpenFailed,

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -34,7 +33,7 @@ TORCH_S: Final = 180.0
 """Importing torch alone takes 20 s where the file system is slow; NCCL sets itself up in up to a minute."""
 SUM_S: Final = 60.0
 _TEXT: Final = 1000
-_ALONE: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+ALONE: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 """So that a probe of torch's can fork: no pool of threads, and no CUDA before it."""
 
 
@@ -43,6 +42,7 @@ class Subject:
     """What is examined."""
 
     journal: str
+    temporary: str
     checkpoints: str | None = None
     store_patience_s: float = STORE_PATIENCE_S
     peers: Sequence[str] = ()
@@ -67,8 +67,10 @@ def doctor(
     store or the network. ``report.code`` is 0, or the exit code that a start would end with.
     """
     environ = settings_.environment()
+    temporary = temporary_of(environ)
     subject = Subject(
-        journal=journal or tempfile.gettempdir(),
+        journal=journal or temporary,
+        temporary=temporary,
         checkpoints=checkpoints,
         peers=tuple(peers),
         ranks=ranks,
@@ -82,7 +84,7 @@ def examine(subject: Subject, environ: Mapping[str, str], *, quick: bool) -> Rep
     measured = {**measure(quick_errands(subject), environ)}
     if not quick:
         measured |= measure(network_errands(subject), environ)
-        measured |= measure(_torch_errands(subject), {**environ, **_ALONE})
+        measured |= measure(torch_errands(subject), {**environ, **ALONE})
     return report(measured, subject, environ)
 
 
@@ -99,7 +101,7 @@ def quick_errands(subject: Subject) -> dict[str, Errand]:
         "devices": Errand(probe="devices", limit_s=DRIVER_S),
         "host": Errand(probe="host", limit_s=QUICK_S),
         "journal": _folder(subject.journal),
-        "temporary": _folder(tempfile.gettempdir()),
+        "temporary": _folder(subject.temporary),
     }
 
 
@@ -119,7 +121,7 @@ def network_errands(subject: Subject) -> dict[str, Errand]:
     return errands
 
 
-def _torch_errands(subject: Subject) -> dict[str, Errand]:
+def torch_errands(subject: Subject) -> dict[str, Errand]:
     return {
         "torch": Errand(probe="torch", limit_s=TORCH_S),
         "all-reduce": Errand(
@@ -135,6 +137,12 @@ def _clean(finding: Finding, redactor: Redactor) -> Finding:
     return replace(finding, found=clean(finding.found), do=clean(finding.do))
 
 
+def temporary_of(environ: Mapping[str, str]) -> str:
+    """Where temporary files are meant to go. ``tempfile`` would try to write there (and a dead mount hold us), and take
+    another directory where it cannot."""
+    return next((environ[name] for name in ("TMPDIR", "TEMP", "TMP") if environ.get(name)), "/tmp")
+
+
 def handed_out(environ: Mapping[str, str]) -> int | None:
     """How many devices the platform gave to this container, where it says so: NVIDIA's device plugin lists them."""
     given = [entry.strip() for entry in environ.get("NVIDIA_VISIBLE_DEVICES", "").split(",")]
@@ -145,8 +153,10 @@ def handed_out(environ: Mapping[str, str]) -> int | None:
 def subject_of(flags: Mapping[str, str], settings: Settings, environ: Mapping[str, str]) -> Subject:
     """What a command line asks to be examined; ``flags`` are torchrun's and the doctor's own."""
     asked = {**torchrun.from_environment(environ), **flags}
+    temporary = temporary_of(environ)
     return Subject(
-        journal=settings.journal or tempfile.gettempdir(),
+        journal=settings.journal or temporary,
+        temporary=temporary,
         checkpoints=settings.checkpoints,
         store_patience_s=settings.store_patience,
         peers=_peers(flags.get("peers", environ.get("MASTER_ADDR", ""))),

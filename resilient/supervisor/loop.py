@@ -27,6 +27,8 @@ from resilient.core.job import Job, Phase
 from resilient.core.machine import advance, begin
 from resilient.errors import StoreError
 from resilient.link.board import Board
+from resilient.preflight import checkup
+from resilient.preflight.at_start import Preflight
 from resilient.supervisor import collect, samples, watching
 from resilient.supervisor.crew import Crew
 from resilient.supervisor.host import Host, Ports
@@ -88,6 +90,8 @@ class Supervisor:
             found=self._on_hang,
         )
         self._witnesses = Witnesses(scene, watch=self._add, unwatch=self._remove, after=self._timers.after)
+        ports = checkup.Ports(watch=self._add, unwatch=self._remove, after=self._timers.after)
+        self._preflight = Preflight(scene, ports, self._emit)
         self._hang: Hang | None = None
         self._deadline: float | None = None
         self._progress_at = 0.0
@@ -107,6 +111,7 @@ class Supervisor:
         self._timers.every("sample", SAMPLE_S, self._sample)
         self._timers.every("ship", SHIP_S, self._ship)
         self._sample()
+        self._preflight.prepare()
         self._take(*begin(self.job, time.monotonic()))
         while self.exit is None:
             for key, _ in self._selector.select(self._timeout()):
@@ -121,6 +126,7 @@ class Supervisor:
         """End the saver, once it has done what it was asked, and let go of everything."""
         self._crew.close()
         self._witnesses.close()
+        self._preflight.close()
         journal = self._scene.journal
         self._store.ship_rest(journal.segment, journal.shipped, time.monotonic() + self._scene.seconds_left(self.job))
         self._store.close(timeout_s=self._scene.seconds_left(self.job))
@@ -153,6 +159,8 @@ class Supervisor:
 
     def _perform(self, command: cm.Command) -> None:
         match command:
+            case cm.Examine():
+                self._preflight.examine(suspect=command.suspect)
             case cm.StartWorkers():
                 self._start_workers(command)
             case cm.EndGroup():
@@ -327,7 +335,7 @@ class Supervisor:
     def _reap(self) -> None:
         self._crew.look_for_exits()
         known = {member.process.pid for member in self._crew.members}
-        ours = (self._store.saver_pid, self._witnesses.pid)
+        ours = (self._store.saver_pid, self._witnesses.pid, *self._preflight.pids)
         reap_orphans(known | {pid for pid in ours if pid is not None})
 
     def _on_control(self) -> None:
