@@ -36,6 +36,8 @@ usage: resilient config [--json] [flags of resilient run]
 Print every setting that would hold for a run with these flags, its default, and where it comes from:
 default < /etc/resilient/config.toml < Run() < RESILIENT_* < flags. (What a script gives to Run() is not known here.)
 """
+DOCTOR_SWITCHES: Final = ("json", "quick")
+DOCTOR_VALUES: Final = ("devices", "peers")
 _DOCTOR_USAGE: Final = """\
 usage: resilient doctor [--json] [--quick] [--devices N] [--peers A,B,...] [flags of resilient run]
 
@@ -226,7 +228,7 @@ def _config(argv: list[str]) -> int:
 
 
 def _doctor(argv: list[str]) -> int:
-    scan = launch.scan_run(argv, program="resilient doctor", more=("json", "quick"), more_values=("devices", "peers"))
+    scan = launch.scan_run(argv, program="resilient doctor", more=DOCTOR_SWITCHES, more_values=DOCTOR_VALUES)
     if "help" in scan.flags:
         print(_DOCTOR_USAGE + "\n" + _flags_help(), end="")
         return ExitCode.FINISHED

@@ -172,6 +172,10 @@ def test_each_fact_gets_its_grade(check: str, changed: dict[str, Any], grade: Gr
         ("store", {"store": replace(STORE, kind="denied", why="403")}, RESTART),
         ("store", {"store": replace(STORE, kind="unreachable", why="503")}, RESTART),
         ("store", {"store": Unmeasured(why="no answer", late=True)}, RESTART),
+        ("store", {"store": Unmeasured(why="ended with 1")}, RESTART),
+        ("compute", {"torch": Unmeasured(why="no answer", late=True)}, NODE),
+        ("compute", {"torch": Unmeasured(why="ModuleNotFoundError: No module named 'torch'")}, CONFIG),
+        ("all-reduce", {"all-reduce": Unmeasured(why="RuntimeError: Unable to find address for: eth9")}, CONFIG),
     ],
 )
 def test_a_failure_has_the_code_of_a_start(check: str, changed: dict[str, Any], code: ExitCode) -> None:

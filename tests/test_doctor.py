@@ -21,9 +21,10 @@ from resilient.cli import main
 from resilient.core.checks import CHECKS
 from resilient.core.preflight import Finding, Grade, Report
 from resilient.preflight.checkup import measure
-from resilient.preflight.doctor import Subject, handed_out, network_errands, report
+from resilient.preflight.doctor import Subject, handed_out, network_errands, report, subject_of
 from resilient.preflight.errand import Errand
 from resilient.report.examination import show
+from resilient.settings import Settings
 
 UUID = "GPU-8c5d3f2a-0000-1111-2222-333344445555"
 
@@ -229,3 +230,19 @@ def test_devices_compute_and_sum(folder: Folder) -> None:
     assert code == 0, found
     assert "cuda:0" in found["compute"]["found"]
     assert found["all-reduce"]["found"].startswith("nccl over ")
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ", "peers"),
+    [
+        ({"peers": "a-0.a, a-1.a,a-0.a,"}, {"MASTER_ADDR": "m"}, ("a-0.a", "a-1.a")),
+        ({}, {"MASTER_ADDR": "m"}, ("m",)),
+        ({"master-addr": "n"}, {"MASTER_ADDR": "m"}, ("n",)),
+        ({}, {}, ()),
+    ],
+)
+def test_peers_are_those_given_or_where_rank_0_is(
+    flags: dict[str, str], environ: dict[str, str], peers: tuple[str, ...]
+) -> None:
+    """Each once, in the order given."""
+    assert subject_of(flags, Settings(), environ).peers == peers

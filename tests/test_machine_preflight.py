@@ -6,14 +6,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from driving import KILLED, ONE, SETTLED, SUSPECT, code_of, drive, fail
+from driving import CODE, KILLED, ONE, SETTLED, SUSPECT, UNKNOWN, code_of, drive, fail
 
 from resilient.core import events as ev
 from resilient.core.commands import Announce, Command, Examine, RecordDebit, SetDeadline, Settle, StartWorkers
+from resilient.core.evidence import Evidence
 from resilient.core.exit_codes import ExitCode
 from resilient.core.job import Job, Phase
 from resilient.core.machine import advance, begin
 from resilient.core.policy import Terms
+from resilient.core.rule import died_of, left_behind
 
 LOST = ev.Examined(refusal="this node failed its preflight: a GPU is lost", do="cordon it")
 
@@ -85,12 +87,27 @@ def test_a_suspicion_that_is_confirmed_moves_the_pod() -> None:
     assert code_of(told) == ExitCode.RESCHEDULE
 
 
-def test_other_faults_cost_no_preflight() -> None:
-    """A crash is restarted as fast as before."""
-    job, _ = drive(ONE)
-    job, told = after(job, *fail(KILLED))
-    assert job.phase is Phase.BACKING_OFF
-    assert Examine not in kinds(told)
+XID = "[ 1.5] NVRM: Xid (PCI:0000:05:00): {}, pid=7, name=python, Graphics Exception"
+
+
+@pytest.mark.parametrize(
+    ("evidence", "closer"),
+    [
+        (SUSPECT, True),
+        (left_behind(XID.format(13), code=1), True),
+        (left_behind(XID.format(31), code=1), True),
+        (died_of("torch.AcceleratorError", "CUDA error: an illegal memory access was encountered"), True),
+        (KILLED, False),
+        (UNKNOWN, False),
+        (CODE, False),
+    ],
+)
+def test_only_a_doubtful_device_costs_a_preflight(evidence: Evidence, closer: bool) -> None:
+    """Any other fault is restarted as fast as before."""
+    job, _ = drive(ONE, ev.HeartbeatOpened(), ev.Advanced(step=1))
+    job, told = after(job, *fail(evidence))
+    assert job.phase is (Phase.EXAMINING if closer else Phase.BACKING_OFF)
+    assert (Examine in kinds(told)) == closer
 
 
 def test_under_observe_nothing_is_refused() -> None:

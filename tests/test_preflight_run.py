@@ -7,7 +7,7 @@ from pathlib import Path
 import mounts
 import pytest
 from recorded_driver import recorded
-from supervised import Folder
+from supervised import HEAD, Folder
 
 SCRIPT = "print('trained')\n"
 
@@ -63,6 +63,20 @@ def test_a_warning_is_said_and_nothing_more(tmp_path: Path) -> None:
     assert "resilient: preflight: device-clocks: clocks are held back: GPU 0" in ended.stderr
     (entry,) = ended.entries("preflight")
     assert [(finding["check"], finding["grade"]) for finding in entry["findings"]] == [("device-clocks", "warn")]
+
+
+XID_13 = "NVRM: Xid (PCI:0000:18:00): 13, pid=7, name=python3, Graphics Exception"
+
+
+def test_a_suspected_device_computes_before_it_is_used_again(tmp_path: Path) -> None:
+    """By a probe that loads torch; the supervisor restarts the workers when the answer was right."""
+    folder = Folder(tmp_path, **recorded(tmp_path, "nvml.h100(0), nvml.h100(1)"))
+    ended = folder.run(folder.script(f"{HEAD}\nif once('failed'):\n    sys.exit({XID_13!r})\n"))
+    assert ended.code == 0, ended.stderr
+    assert ended.rules == ["xid-program"]
+    first, second = (set(entry["looked_at"]) for entry in ended.entries("preflight"))
+    assert "compute" not in first
+    assert second >= first | {"compute"}
 
 
 def test_a_disk_for_temporary_files_that_is_full_is_a_warning(folder: Folder) -> None:

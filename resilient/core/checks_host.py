@@ -31,7 +31,7 @@ SHM_DEFAULT: Final = 64 << 20
 OPEN_FILES_DEFAULT: Final = 1024
 """The kernel's own soft limit (``INR_OPEN_CUR``). With torch's sharing of tensors by descriptors each takes one."""
 PROCESSES_PER_RANK: Final = 128
-"""A rank with 4 DataLoader workers, each with the threads of its libraries, is well below that."""
+"""A choice of ours: a rank, some DataLoader workers and their threads, with OMP_NUM_THREADS=1 as launchers set it."""
 EVICTION_FREE: Final = 0.10
 """The kubelet evicts pods when the file system of the node has less left (nodefs.available; 5 % of its inodes)."""
 EVICTION_FILES: Final = 0.05

@@ -31,6 +31,7 @@ from resilient.core.commands import (
 from resilient.core.exit_codes import NEEDS_DEBIT, OBSERVED_FAILURE, ExitCode
 from resilient.core.job import Job, Phase
 from resilient.core.policy import Decision
+from resilient.core.suspicion import suspects_device
 
 Step = tuple[Job, tuple[Command, ...]]
 
@@ -171,7 +172,7 @@ def collected(job: Job, event: ev.Collected, now: float) -> Step:
         attempt=job.attempt + 1,
         ledger=job.ledger.struck(verdict.fingerprint, verdict.step or 0),
     )
-    if verdict.cause in policy.SUSPICIONS:
+    if suspects_device(verdict):
         job, commands = examine(replace(job, backoff_s=decision.delay_s))
         return job, (announce, *commands)
     return job, (announce, SetDeadline(at=now + decision.delay_s))

@@ -23,8 +23,6 @@ from resilient.core.events import Debit
 from resilient.core.exit_codes import OBSERVED_FAILURE, ExitCode
 
 LONGEST_BACKOFF_S: Final = 30.0
-SUSPICIONS: Final = frozenset({Cause.DEVICE_FAULT, Cause.INTERCONNECT_FAULT})
-"""Causes after which the machine is examined before it is used again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -134,11 +134,15 @@ def _finding(check: Check, measured: Mapping[str, object], asked: Asked) -> Find
 
 
 def _unmeasured(check: Check, silent: Unmeasured) -> Judgement:
-    """What could not be measured is unknown, never fine; what the kernel does not let go of has failed."""
+    """What could not be measured is unknown, never fine; what the kernel does not let go of has failed. A probe that
+    ended without facts says more of what is installed or set than of the node."""
     if check.follows:
         return skip(f"not known: {silent.why}")
     grade = Grade.FAIL if silent.stuck else check.late if silent.late else check.broken
-    return Judgement(grade=grade, found=silent.why, do=check.do)
+    of_node = silent.late or silent.stuck or check.refusal is not ExitCode.NODE_REFUSED
+    return Judgement(
+        grade=grade, found=silent.why, do=check.do, refusal=check.refusal if of_node else ExitCode.CONFIG_FAULT
+    )
 
 
 def ok(found: str) -> Judgement:

@@ -159,7 +159,7 @@ def subject_of(flags: Mapping[str, str], settings: Settings, environ: Mapping[st
         temporary=temporary,
         checkpoints=settings.checkpoints,
         store_patience_s=settings.store_patience,
-        peers=_peers(flags.get("peers", environ.get("MASTER_ADDR", ""))),
+        peers=_peers(flags.get("peers") or asked.get("master-addr") or environ.get("MASTER_ADDR", "")),
         ranks=torchrun.count_workers(asked, lambda kind: count_devices(kind, environ)),
         devices=_devices(flags["devices"]) if "devices" in flags else handed_out(environ),
     )
