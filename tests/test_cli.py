@@ -107,6 +107,8 @@ def test_supervising_is_refused_elsewhere_than_on_linux(
     monkeypatch.setattr(sys, "platform", "darwin")
     assert main(["run", "train.py"]) == ExitCode.CONFIG_FAULT
     assert "cannot supervise on darwin: " in capsys.readouterr().err
+    assert main(["doctor"]) == ExitCode.CONFIG_FAULT
+    assert "cannot examine this machine: darwin " in capsys.readouterr().err
     assert main(["config"]) == 0
 
 

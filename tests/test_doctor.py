@@ -50,6 +50,7 @@ def everything_below(path: Path) -> dict[str, bytes]:
 
 def test_this_machine_can_train(folder: Folder) -> None:
     """Every check with a real probe: torch multiplies and sums, the store takes and gives, and nothing is left."""
+    folder.environ["CUDA_VISIBLE_DEVICES"] = ""
     run = SavedRun(folder.checkpoints)
     run.claim(1)
     run.save("1-10")

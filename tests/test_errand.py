@@ -76,6 +76,13 @@ def test_a_probe_that_hangs_is_ended_and_says_where_it_was(send: Send, tmp_path:
     assert not Path(f"/proc/{runner.pid}").exists()
 
 
+def test_what_a_probe_is_given_is_nobody_elses_to_read(send: Send, tmp_path: Path) -> None:
+    """Arguments of a process are seen by all users of a machine, and a URL may hold a password."""
+    runner = send("host", **hanging_host(tmp_path))
+    until_it_reads(runner)
+    assert os.fsencode(tmp_path) not in Path(f"/proc/{runner.pid}/cmdline").read_bytes()
+
+
 def test_a_stopped_probe_is_late(send: Send, tmp_path: Path) -> None:
     """SIGSTOP holds everything of it but SIGKILL."""
     runner = send("host", limit_s=0.5, **hanging_host(tmp_path))

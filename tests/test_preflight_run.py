@@ -18,16 +18,14 @@ def folder(tmp_path: Path) -> Folder:
 
 
 def test_a_sound_machine_is_looked_at_once_and_quickly(folder: Folder) -> None:
-    """The journal says what was looked at; a person hears nothing of it."""
+    """The journal says what was looked at; a person hears of warnings only."""
     script = folder.script(SCRIPT)
     ended = folder.run(script)
     assert ended.code == 0, ended.stderr
     (entry,) = ended.entries("preflight")
-    assert set(entry["looked_at"]) == {
-        "shm", "memory", "open-files", "memlock", "processes", "journal-disk", "temporary-disk",
-    }  # fmt: skip
-    assert entry["findings"] == []
-    assert "preflight" not in ended.stderr
+    assert set(entry["looked_at"]) >= {"shm", "memory", "open-files", "memlock", "journal-disk", "temporary-disk"}
+    assert not {"compute", "all-reduce", "store"} & set(entry["looked_at"])
+    assert ended.stderr.count("resilient: preflight: ") == len(entry["findings"])
     kinds = [one["kind"] for one in ended.journal]
     assert kinds.index("preflight") < kinds.index("workers")
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -81,6 +82,10 @@ def doctor(
 
 def examine(subject: Subject, environ: Mapping[str, str], *, quick: bool) -> Report:
     """Measure in two waves, since what loads torch would slow the others down; then judge."""
+    if not sys.platform.startswith("linux"):
+        raise SettingsError(
+            f"cannot examine this machine: {sys.platform} has neither memfds nor cgroups; do it where the training runs"
+        )
     measured = {**measure(quick_errands(subject), environ)}
     if not quick:
         measured |= measure(network_errands(subject), environ)

@@ -15,7 +15,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,14 +60,12 @@ class Runner:
         self.errand = errand
         self._read, write = os.pipe()
         os.set_blocking(self._read, False)
-        # Not a file in TMPDIR: that may be the dead mount.
-        self._said = os.memfd_create("resilient-probe")
-        request = json.dumps({"probe": errand.probe, "given": dict(errand.given)})
-        self.deadline = time.monotonic() + errand.limit_s
+        self._said = _file(b"")
+        request = _file(json.dumps({"probe": errand.probe, "given": dict(errand.given)}).encode())
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "resilient.preflight.probes", str(write), str(os.getpid()), request],
-                stdin=subprocess.DEVNULL,
+                [sys.executable, "-m", "resilient.preflight.probes", str(write), str(os.getpid())],
+                stdin=request,  # not an argument, which anybody here could read: it may hold a URL with a password
                 stdout=self._said,
                 stderr=self._said,
                 pass_fds=[write],
@@ -81,6 +78,7 @@ class Runner:
             raise
         finally:
             os.close(write)
+            os.close(request)
         self._data = b""
         self._result: object | None = None
 
@@ -168,6 +166,13 @@ class Runner:
         said = os.pread(self._said, _SAID_BYTES, max(0, size - _SAID_BYTES)).decode(errors="replace").split("\n")
         last = next((line.strip() for line in reversed(said) if line.strip()), "")
         return f"{how}: {last[:300]}" if last else how
+
+
+def _file(data: bytes) -> int:
+    """A file in memory. One in TMPDIR might lie on the dead mount."""
+    fd = os.memfd_create("resilient-probe")
+    os.pwrite(fd, data, 0)
+    return fd
 
 
 def _held(pid: int) -> list[str]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The probes, and the process that runs one of them: ``python -m resilient.preflight.probes FD PARENT REQUEST``.
+"""The probes, and the process that runs one of them: ``python -m resilient.preflight.probes FD PARENT``.
 
 A probe looks and says what it saw; it judges nothing. Before each call that may never come
 back it says where it is, so that whoever kills it can name the place.
@@ -24,6 +24,7 @@ from resilient.core import wire
 from resilient.core.devices import Look
 from resilient.core.measured import UNLIMITED, FolderFacts, HostFacts, NameFacts, NamesFacts, Unmeasured
 from resilient.devices.vendors import vendor_here
+from resilient.preflight.nearest import nearest
 from resilient.supervisor import samples
 from resilient.supervisor.exec_worker import die_with
 
@@ -56,7 +57,7 @@ def host(at: At, root: str = "/", shm: str = "/dev/shm") -> HostFacts:
 def folder(at: At, path: str) -> FolderFacts:
     """A directory: its space, and whether a file can be made, read back and deleted there."""
     at(f"looking at {path}")
-    place = _nearest(path)
+    place = nearest(path)
     status = os.statvfs(place)
     at(f"writing in {place}")
     kind = why = ""
@@ -144,14 +145,6 @@ def _status(path: str) -> os.statvfs_result | None:
         return None
 
 
-def _nearest(path: str) -> str:
-    """The directory itself, or the one in which it would be made."""
-    path = os.path.abspath(path)
-    while not os.path.isdir(path) and os.path.dirname(path) != path:
-        path = os.path.dirname(path)
-    return path
-
-
 def _write_read_delete(path: str) -> None:
     data = secrets.token_bytes(4096)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -172,8 +165,9 @@ def _kind(number: int | None) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Run the probe that was asked for, and tell what it saw."""
-    fd, parent, request = int(argv[0]), int(argv[1]), json.loads(argv[2])
+    fd, parent = int(argv[0]), int(argv[1])
     die_with(parent)
+    request = json.loads(sys.stdin.buffer.read())
 
     def tell(line: bytes) -> None:
         with contextlib.suppress(BrokenPipeError):  # nobody waits any more

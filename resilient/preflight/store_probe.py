@@ -20,6 +20,7 @@ from resilient.checkpoint.store_errors import Answered, Exists, code_of, kind_of
 from resilient.checkpoint.vault import Vault
 from resilient.core.measured import StoreFacts
 from resilient.errors import CheckpointError, ResilientError, SettingsError
+from resilient.preflight.nearest import nearest
 from resilient.supervisor.store_link import MEMORY_REFUSED
 
 Ask = Callable[..., Any]
@@ -51,13 +52,8 @@ def store(at: Callable[[str], None], url: str, patience_s: float) -> StoreFacts:
 
 
 def _missing_directory(target: Store) -> str:
-    """A run's directory is made by the run: a typing error must not leave one behind."""
-    if target.path is None or os.path.isdir(target.path):
-        return ""
-    path = target.path
-    while not os.path.isdir(path) and os.path.dirname(path) != path:
-        path = os.path.dirname(path)
-    return path
+    """The directory in which that of the run would be made; a typing error must not leave one behind."""
+    return "" if target.path is None or os.path.isdir(target.path) else nearest(target.path)
 
 
 def _write_read_delete(at: Callable[[str], None], target: Store, ask: Ask) -> float | None:
