@@ -21,7 +21,7 @@ from resilient.cli import main
 from resilient.core.checks import CHECKS
 from resilient.core.preflight import Finding, Grade, Report
 from resilient.preflight.checkup import measure
-from resilient.preflight.doctor import Subject, handed_out, network_errands, report, subject_of
+from resilient.preflight.doctor import Subject, handed_out, network_errands, quick_errands, report, subject_of
 from resilient.preflight.errand import Errand
 from resilient.report.examination import show
 from resilient.settings import Settings
@@ -119,10 +119,21 @@ def test_a_driver_is_asked_in_a_process_of_its_own(
     tmp_path: Path, gpus: str, code: int, check: str, grade: str, words: str
 ) -> None:
     """What NVML says, as recorded, comes back through the pipe and is judged."""
-    folder = Folder(tmp_path, **recorded(tmp_path, gpus))
-    ended, found = examined(folder, "--quick", "--devices", "2")
-    assert (ended, found[check]["grade"]) == (code, grade), found[check]
-    assert words in found[check]["found"]
+    environ = Folder(tmp_path, **recorded(tmp_path, gpus)).environment(tmp_path, {})
+    subject = Subject(journal=str(tmp_path), temporary=str(tmp_path), devices=2)
+    errand = quick_errands(subject)["devices"]
+    found = report(measure({"devices": errand}, environ), subject, environ)
+    finding = next(finding for finding in found.findings if finding.check == check)
+    assert (found.code, finding.grade.value) == (code, grade), finding
+    assert words in finding.found
+
+
+def test_a_lost_gpu_is_the_exit_code(tmp_path: Path) -> None:
+    """Of the command, with the table that says why."""
+    folder = Folder(tmp_path, **recorded(tmp_path, "nvml.h100(0)"), NVIDIA_VISIBLE_DEVICES=f"{UUID},{UUID[:-1]}6")
+    ended = folder.ask("doctor", "--quick")
+    assert ended.returncode == 198, ended.stderr
+    assert "fail  devices: 1 visible where 2 were asked for" in ended.stdout
 
 
 def test_a_driver_that_hangs_fails_the_node(tmp_path: Path) -> None:
