@@ -11,7 +11,7 @@ from resilient.core import events as ev
 from resilient.core import wire
 from resilient.core.commands import Exit
 from resilient.core.exit_codes import ExitCode
-from resilient.core.job import Job
+from resilient.core.job import Job, Phase
 from resilient.core.machine import advance, begin
 from resilient.core.policy import Terms
 from resilient.core.redact import Redactor
@@ -35,11 +35,15 @@ class Recorder:
         }  # fmt: skip
         self.journal.write("start", **{**fields, **start})
         self.job, _ = begin(Job(terms=Terms(), ranks=2, has_store=store), at)
+        self.happen()
 
     def happen(self, *events: ev.Event, at: float | None = None) -> None:
-        """Events for the machine, all at one time; its last commands go to the journal as the loop writes them."""
+        """Events for the machine, all at one time, and every preflight finds it sound; its commands go to the journal
+        as the loop writes them."""
         self.at = self.at if at is None else at
-        for event in events:
+        rest = list(events)
+        while rest or self.job.phase is Phase.EXAMINING:
+            event = ev.Examined() if self.job.phase is Phase.EXAMINING else rest.pop(0)
             phase = self.job.phase
             self.job, commands = advance(self.job, event, self.at)
             data = wire.to_data(commands)

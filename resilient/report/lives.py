@@ -187,7 +187,7 @@ def _start_workers(life: Life, command: Mapping[str, Json], at: float) -> None:
 
 
 def _workers(life: Life, entry: Entry, at: float) -> None:
-    """Where no store is known the first launch comes without any event."""
+    """The event of this launch may be in a part of the journal that is lost."""
     _start_workers(life, entry.data, at)
 
 

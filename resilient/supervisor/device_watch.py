@@ -57,6 +57,7 @@ class DeviceWatch:
         self._asked = 0
         self._waiting: dict[int, Then] = {}
         self._environ = environ
+        self._begun = False
         self._wanted = vendor_here(environ) is not None
         """There may be something to learn, now or from a process to be started."""
         if self._wanted:
@@ -69,7 +70,11 @@ class DeviceWatch:
 
     def begin(self) -> None:
         """An attempt begins: wait, the first time, until its events cannot be missed."""
-        self.events, self.before = [], None
+        self.events = []
+        first, self._begun = not self._begun, True
+        if first and self.before is not None:
+            return  # it was ready before the machine was: that look is as good as another
+        self.before = None
         if self._wanted and self._channel is None:  # it was killed meanwhile
             self._start()
         if 0 in self._waiting:
