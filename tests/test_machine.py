@@ -89,7 +89,8 @@ def same(job: Job, seen: Seen) -> tuple[Job, Seen]:
         restarts=job.ledger.restarts if job.terms.max_restarts is not None else 0,
     )
     ending = None if job.ending is None else replace(job.ending, why="", do="")
-    return replace(job, attempt=0, launch=0, ledger=ledger, ending=ending), seen
+    # Of `launch` it matters only whether there was one.
+    return replace(job, attempt=0, launch=min(job.launch, 1), backoff_s=0.0, ledger=ledger, ending=ending), seen
 
 
 def walk(start: Job, *, now: float = 0.0) -> Iterator[tuple[Job, Seen, ev.Event, Job, tuple[Command, ...]]]:
