@@ -80,8 +80,6 @@ def test_s3_takes_gives_and_lets_go(s3: Proxy) -> None:
 @pytest.mark.parametrize(
     ("word", "kind", "code"),
     [
-        ("denied", "denied", "AccessDenied"),
-        ("expired", "denied", "ExpiredToken"),
         ("skewed", "denied", "RequestTimeTooSkewed"),
         ("gone", "missing", "NoSuchBucket"),
         ("503", "unreachable", "SlowDown"),
