@@ -40,7 +40,7 @@ def test_no_worker_starts_before_the_machine_was_looked_at(has_store: bool) -> N
     if has_store:
         job, told = after(job, ev.Opened(next_attempt=1))
         commands = tuple(told)
-    assert commands == (Examine(suspect=False),)
+    assert commands[-1] == Examine(suspect=False)
     job, told = after(job, ev.Examined())
     assert StartWorkers(attempt=1, launch=1) in told
     assert job.phase is Phase.RUNNING

@@ -27,9 +27,17 @@ _COMPUTE: Final = "torch"
 class Preflight:
     """At most one examination at a time, whose outcome becomes an event."""
 
-    def __init__(self, scene: Scene, ports: Ports, emit: Callable[[ev.Event], None]) -> None:
+    def __init__(
+        self,
+        scene: Scene,
+        emit: Callable[[ev.Event], None],
+        *,
+        watch: Callable[[int, Callable[[], None]], None],
+        unwatch: Callable[[int], None],
+        after: Callable[[str, float, Callable[[], None]], None],
+    ) -> None:
         self._scene = scene
-        self._ports = ports
+        self._ports = Ports(watch=watch, unwatch=unwatch, after=after)
         self._emit = emit
         self._subject = Subject(
             journal=str(scene.journal_dir),
@@ -41,14 +49,11 @@ class Preflight:
         self._checkup: Checkup | None = None
         self._outcome: ev.Examined | None = None
         self._wanted = False
+        self._send(self._quick(), scene.variables)  # at once: the store is still to be opened meanwhile
 
     @property
     def pids(self) -> frozenset[int]:
         return self._checkup.pids if self._checkup is not None else frozenset()
-
-    def prepare(self) -> None:
-        """Begin the first one, while the store is still being opened."""
-        self._send(self._quick(), self._scene.variables)
 
     def examine(self, *, suspect: bool) -> None:
         """Answer ``Examined``; ``suspect``: a device may be to blame for a failure, so have it compute as well."""

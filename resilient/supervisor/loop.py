@@ -27,7 +27,6 @@ from resilient.core.job import Job, Phase
 from resilient.core.machine import advance, begin
 from resilient.errors import StoreError
 from resilient.link.board import Board
-from resilient.preflight import checkup
 from resilient.preflight.at_start import Preflight
 from resilient.supervisor import collect, samples, watching
 from resilient.supervisor.crew import Crew
@@ -90,8 +89,7 @@ class Supervisor:
             found=self._on_hang,
         )
         self._witnesses = Witnesses(scene, watch=self._add, unwatch=self._remove, after=self._timers.after)
-        ports = checkup.Ports(watch=self._add, unwatch=self._remove, after=self._timers.after)
-        self._preflight = Preflight(scene, ports, self._emit)
+        self._preflight = Preflight(scene, self._emit, watch=self._add, unwatch=self._remove, after=self._timers.after)
         self._hang: Hang | None = None
         self._deadline: float | None = None
         self._progress_at = 0.0
@@ -111,7 +109,6 @@ class Supervisor:
         self._timers.every("sample", SAMPLE_S, self._sample)
         self._timers.every("ship", SHIP_S, self._ship)
         self._sample()
-        self._preflight.prepare()
         self._take(*begin(self.job, time.monotonic()))
         while self.exit is None:
             for key, _ in self._selector.select(self._timeout()):
@@ -124,9 +121,8 @@ class Supervisor:
 
     def close(self) -> None:
         """End the saver, once it has done what it was asked, and let go of everything."""
-        self._crew.close()
-        self._witnesses.close()
-        self._preflight.close()
+        for part in (self._crew, self._witnesses, self._preflight):
+            part.close()
         journal = self._scene.journal
         self._store.ship_rest(journal.segment, journal.shipped, time.monotonic() + self._scene.seconds_left(self.job))
         self._store.close(timeout_s=self._scene.seconds_left(self.job))
