@@ -83,6 +83,8 @@ def can_be_parsed(words: list[str]) -> None:
         launch.parse(words[1:], {}, count=lambda kind: 1)
     elif words[0] == "config":
         launch.scan_run(words[1:])
+    elif words[0] == "doctor":
+        launch.scan_run(words[1:], more=cli.DOCTOR_SWITCHES, more_values=cli.DOCTOR_VALUES)
     else:
         cli._parser().parse_args(words)
 
@@ -90,6 +92,7 @@ def can_be_parsed(words: list[str]) -> None:
 def test_flags_in_the_text_exist() -> None:
     """No flag is spoken of that nobody takes."""
     known = {flag(name) for name in FIELDS} | {f"--{name}" for name in (*torchrun.HONOURED, *torchrun.IGNORED)}
+    known |= {f"--{name}" for name in (*cli.DOCTOR_SWITCHES, *cli.DOCTOR_VALUES)}
     spoken = {word for span in re.findall(r"`([^`\n]+)`", readme.prose()) for word in re.findall(r"--[a-z-]+", span)}
     assert spoken
     assert spoken <= known
