@@ -206,13 +206,13 @@ def test_tensors_that_bytes_do_not_bring_back_are_refused(make: object, says: st
     assert "; do " in str(caught.value)
 
 
-def test_a_shard_is_refused() -> None:
-    """A DTensor is one rank's part: saving it as if it were all would lose the others."""
-    from torch.distributed.tensor import DTensor
+def test_a_part_of_what_others_have_is_refused() -> None:
+    """What torch.distributed makes besides DTensors does not say how it belongs together."""
+    from torch.distributed._functional_collectives import AsyncCollectiveTensor
 
-    shard = torch.Tensor._make_subclass(DTensor, torch.ones(2))
-    with pytest.raises(CheckpointError, match=r"state\['m'\]: a DTensor is one shard"):
-        flatten({"m": shard})
+    part = torch.Tensor._make_subclass(AsyncCollectiveTensor, torch.ones(2))
+    with pytest.raises(CheckpointError, match=r"state\['m'\]: a AsyncCollectiveTensor is a part of something"):
+        flatten({"m": part})
 
 
 def test_tensors_are_no_keys() -> None:

@@ -10,7 +10,7 @@ import json
 import mmap
 import warnings
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any, Final
@@ -25,6 +25,7 @@ from resilient.checkpoint import pair, tensors
 from resilient.checkpoint.files import Store
 from resilient.checkpoint.layout import FileRecord, Manifest
 from resilient.checkpoint.objects import Path, render
+from resilient.checkpoint.tensors_sharded import Shard, assembled, exchanged, leaves, shards_in
 from resilient.checkpoint.vault import Vault
 from resilient.errors import CheckpointError
 
@@ -42,10 +43,29 @@ class Portable:
 def read_state(store: Store, name: str, manifest: Manifest, rank: int) -> Tree:
     """What ``Run(state=...)`` of one rank was when the checkpoint was taken; every byte is verified before.
 
-    The tensors are views of memory that lives as long as they do.
+    A DTensor comes as a whole, made up of what all ranks have of it. The tensors are views of memory that lives as long
+    as they do.
     """
     if not 0 <= rank < manifest.world_size:
         raise CheckpointError(f"cannot export rank {rank}: {name} has ranks 0 to {manifest.world_size - 1}")
+    state = _state_of(store, name, manifest, rank)
+    if not shards_in(state):
+        return state
+    others = [_state_of(store, name, manifest, other) for other in range(manifest.world_size) if other != rank]
+    found = [shards_in(other) for other in others]
+
+    def whole(path: Path, shard: Shard) -> torch.Tensor:
+        shards = [shard, *(shards[path] for shards in found if path in shards)]
+        shape = shard.sharding.shape
+        made = assembled((0,) * len(shape), shape, shards)
+        if made is None:
+            raise CheckpointError(f"cannot export {render(('state', *path))}: the ranks do not have all of it")
+        return made
+
+    return dict(exchanged(state, whole))
+
+
+def _state_of(store: Store, name: str, manifest: Manifest, rank: int) -> Tree:
     files = manifest.ranks[rank]
     first, own = (_read(store, name, manifest.file(file)) for file in (files.tensors, files.own))
     tree = tensors.unflatten(pair.read(first, own))
@@ -119,8 +139,10 @@ def _save_safetensors(state: Any, path: FilePath, about: Mapping[str, str]) -> N
     """Every tensor under its path; a tied one is written under each of its names, as readers expect."""
     found: dict[str, torch.Tensor] = {}
     storages: set[int] = set()
-    for name, tensor in _tensors(state, ()):
-        unique = name
+    for where, tensor in leaves(state):
+        if not isinstance(tensor, torch.Tensor):
+            continue
+        unique = ".".join(map(str, where)) or "tensor"
         while unique in found:
             unique += "~"
         shared = tensor.untyped_storage().data_ptr() in storages
@@ -138,17 +160,6 @@ def _save_dcp(state: Any, path: FilePath, about: Mapping[str, str]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there is no process group is meant
         save_dcp(state, storage_writer=FileSystemWriter(path), no_dist=True)
-
-
-def _tensors(value: Any, path: tuple[object, ...]) -> Iterator[tuple[str, torch.Tensor]]:
-    if isinstance(value, torch.Tensor):
-        yield ".".join(map(str, path)) or "tensor", value
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _tensors(item, (*path, key))
-    elif isinstance(value, (list, tuple, deque)):
-        for index, item in enumerate(value):
-            yield from _tensors(item, (*path, index))
 
 
 FORMATS: Final[Mapping[str, Callable[[Any, FilePath, Mapping[str, str]], None]]] = {

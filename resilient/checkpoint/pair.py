@@ -56,7 +56,7 @@ def split(flat: Flat) -> tuple[Flat, Flat]:
     """Parameters and what optimizers keep, and the rest with all objects."""
     first = {name: tensor for name, tensor in flat.tensors.items() if name in flat.steady}
     rest = {name: tensor for name, tensor in flat.tensors.items() if name not in flat.steady}
-    return Flat(tensors=first, aliases={}, objects="", behind=flat.behind), Flat(
+    return Flat(tensors=first, aliases={}, objects="", behind=flat.behind, wrapped=flat.wrapped), Flat(
         tensors=rest, aliases=flat.aliases, objects=flat.objects
     )
 

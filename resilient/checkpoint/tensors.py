@@ -3,20 +3,22 @@
 
 Owns which tensors can be saved and what they are called. The text has each tensor replaced by its
 name; a name is the path to the tensor, ``state.model.fc.weight``. Tied tensors, which are the same
-elements of one storage, are kept once and are one tensor again afterwards. Nothing is copied here.
+elements of one storage, are kept once and are one tensor again afterwards. Of a DTensor the local
+tensor is kept, and in the text how it is sharded. Nothing is copied here.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 import torch
 
 from resilient.checkpoint.objects import Path, decode, encode, render
 from resilient.checkpoint.objects_reader import Unpacker
+from resilient.checkpoint.tensors_sharded import Shard, Sharding, flaw, is_dtensor, local_of, sharding_of
 from resilient.checkpoint.untrusted import Json, can_exist, list_of, text_of
 from resilient.errors import CheckpointError
 
@@ -73,6 +75,8 @@ class Flat:
     """Names of the tensors that change nowhere but in an optimizer's step."""
     steady: Collection[str] = ()
     """Names of these and of all parameters: what ranks may have alike."""
+    wrapped: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """The DTensors that some of ``tensors`` are local tensors of: it is their version that an optimizer raises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +96,7 @@ def flatten(tree: object, *, path: Path = ("state",), behind: Collection[int] = 
 
 
 def unflatten(flat: Flat) -> object:
-    """Put a state together of the tensors of ``flat`` themselves, not of copies."""
+    """Put a state together of the tensors of ``flat`` themselves, not of copies; for a DTensor there is a Shard."""
     unused = set(flat.tensors) | set(flat.aliases)
 
     def tensor(body: Json) -> torch.Tensor:
@@ -102,7 +106,11 @@ def unflatten(flat: Flat) -> object:
         unused.discard(name)
         return tensor_of(flat, name)
 
-    tree = decode(flat.objects, unpackers={**_UNPACKERS, "tensor": tensor})
+    def shard(body: Json) -> Shard:
+        name, sharding = list_of(body, 2)
+        return Shard(local=tensor(name), sharding=Sharding.from_json(sharding))
+
+    tree = decode(flat.objects, unpackers={**_UNPACKERS, "tensor": tensor, "DTensor": shard})
     if unused:
         raise _nonsense(f"the tensor {min(unused)[:80]!r} belongs nowhere")
     return tree
@@ -116,7 +124,12 @@ def copied(flat: Flat) -> Flat:
 
 def skeleton(flat: Flat) -> object:
     """Put a state together with a ``TensorName`` in the place of each tensor."""
-    return decode(flat.objects, unpackers={**_UNPACKERS, "tensor": lambda body: TensorName(text_of(body))})
+
+    def name(body: Json) -> TensorName:
+        return TensorName(text_of(body))
+
+    shard = {"DTensor": lambda body: name(list_of(body, 2)[0])}
+    return decode(flat.objects, unpackers={**_UNPACKERS, **shard, "tensor": name})
 
 
 def tensor_of(flat: Flat, name: str) -> torch.Tensor:
@@ -143,6 +156,8 @@ class Gathering:
         self._behind = behind
         self._after = after
         self._seen: dict[tuple[object, ...], str] = {}
+        self._wrapped: dict[str, torch.Tensor] = {}
+        self._shardings: dict[object, Json] = {}
         self._live: list[torch.Tensor] = []
         self._addresses: list[int] = []
         self._detached: list[torch.Tensor] = []
@@ -159,39 +174,58 @@ class Gathering:
             objects=objects,
             behind=self.names_behind,
             steady=self.names_steady,
+            wrapped=self._wrapped,
         )
 
     def lie_where_they_lay(self) -> bool:
         """Whether every tensor has its memory where it had it; a fraction of a microsecond each."""
-        return self._addresses == [*map(torch.Tensor.data_ptr, self._live)]
+        return self._addresses == [*map(torch.Tensor.data_ptr, self._locals())]
 
     def are_as_they_were(self) -> bool:
         """Whether they are read as they were as well: shape, strides and dtype can be changed in place."""
-        return self.lie_where_they_lay() and all(map(_is_read_alike, self._live, self._detached))
+        locals_ = self._locals()
+        return self.lie_where_they_lay() and all(map(_is_read_alike, locals_, self._detached))
+
+    def _locals(self) -> list[torch.Tensor]:
+        return [getattr(tensor, "_local_tensor", tensor) for tensor in self._live] if self._wrapped else self._live
 
     def _pack(self, value: object, path: Path) -> tuple[str, Json] | None:
+        if is_dtensor(value):
+            return "DTensor", self._add_sharded(value, path)
         if isinstance(value, torch.Tensor):
-            return "tensor", self._add(value, path)
+            return "tensor", self._add(value, value, path)
         if isinstance(value, torch.dtype):
             return "dtype", str(value).removeprefix("torch.")
         if type(value) is torch.Size:
             return "Size", list(value)
         return None
 
-    def _add(self, tensor: torch.Tensor, path: Path) -> str:
-        if flaw := _flaw(tensor):
-            raise CheckpointError(f"cannot save {render(path)}: {flaw}")
+    def _add_sharded(self, tensor: Any, path: Path) -> Json:
+        local = local_of(tensor)
+        alike = (id(tensor.device_mesh), tensor.placements, tensor.shape, local.shape)  # as a parameter's moments are
+        if alike not in self._shardings:
+            if why := flaw(tensor):
+                raise CheckpointError(f"cannot save {render(path)}: {why}")
+            self._shardings[alike] = sharding_of(tensor).to_json()
+        return [self._add(tensor, local, path), self._shardings[alike]]
+
+    def _add(self, tensor: torch.Tensor, local: torch.Tensor, path: Path) -> str:
+        """``local``: its memory on this rank; itself, if it is no DTensor."""
+        if why := _flaw(local):
+            raise CheckpointError(f"cannot save {render(path)}: {why}")
         name = self._free_name(_ODD.sub("_", ".".join(map(str, path)))[:_NAME_CHARS] or "tensor")
-        first = self._first_of(tensor, name)
+        first = self._first_of(local, name)
         if first != name:
             self.aliases[name] = first
             return name
-        detached = tensor.detach()
+        detached = local.detach()
         self.tensors[name] = detached
+        if local is not tensor:
+            self._wrapped[name] = tensor
         self._live.append(tensor)  # kept, so that its id stays its own
-        self._addresses.append(tensor.data_ptr())
+        self._addresses.append(local.data_ptr())
         self._detached.append(detached)
-        if id(tensor) in self._behind and _can_wait(tensor):
+        if id(tensor) in self._behind and _can_wait(local):
             self.names_behind.add(name)
         if id(tensor) in self._behind or isinstance(tensor, torch.nn.Parameter):
             self.names_steady.add(name)
@@ -235,10 +269,7 @@ def _flaw(tensor: torch.Tensor) -> str | None:
     """Say why the bytes of a tensor would not bring it back, and what to do."""
     kind = type(tensor)
     if kind.__module__.startswith("torch.distributed"):
-        return (
-            f"a {kind.__name__} is one shard of a tensor, and sharded states are not supported yet; "
-            "do save full_tensor() of it"
-        )
+        return f"a {kind.__name__} is a part of something that other ranks have; do save DTensors or plain tensors"
     if tensor.is_nested:
         return "it is a nested tensor; do save its components"
     if tensor.layout is not torch.strided:

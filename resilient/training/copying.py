@@ -5,7 +5,8 @@
 waits at the ``fence`` first: on the host for tensors in its memory; on a device only the device's own
 stream waits. Whether a source was changed all the same is seen from its version counter, which every
 in-place operation raises, and from its storage. Known blind spots are writes that raise no counter:
-through ``.data`` or a raw pointer.
+through ``.data`` or a raw pointer. What is done to a DTensor raises its own counter and not that of the
+local tensor that is copied, so that is watched besides; ``torch._foreach_`` raises neither.
 
 Devices other than CUDA have no such streams here: their tensors are copied at once by the caller.
 """
@@ -31,17 +32,19 @@ _LOOK_S: Final = 0.1
 class Batch:
     """Copies sorted out: for as many snapshots as they stay the same."""
 
-    def __init__(self, copies: Copies) -> None:
+    def __init__(self, copies: Copies, wrappers: Sequence[Tensor] = ()) -> None:
+        """``wrappers``: the DTensors whose local tensors are among the sources."""
         self.host = [(source, target) for source, target in copies if source.device.type == "cpu"]
         self.devices = _by_device(copies)
         of_devices = (source for group in self.devices.values() for source, _ in group)
         self._sources = [*(source for source, _ in self.host), *of_devices]
+        self._versioned = [*self._sources, *wrappers]
         self.addresses = self._places()
         """Of all sources, those in host memory first."""
 
     def versions(self) -> list[int]:
         """Of all sources: raised by whatever writes to one."""
-        return [*map(_VERSION, self._sources)]
+        return [*map(_VERSION, self._versioned)]
 
     def lie_still(self) -> bool:
         """Whether no source was resized or moved."""

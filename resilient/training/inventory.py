@@ -106,7 +106,13 @@ class _Base:
         first, own = pair.split(rest.flat(objects))
         if first.tensors:
             behind = {*self._first.behind, *first.behind}
-            first = Flat(tensors={**self._first.tensors, **first.tensors}, aliases={}, objects="", behind=behind)
+            first = Flat(
+                tensors={**self._first.tensors, **first.tensors},
+                aliases={},
+                objects="",
+                behind=behind,
+                wrapped={**self._first.wrapped, **first.wrapped},
+            )
         else:
             first = self._first
         tensors: dict[str, Tensor] = {**self._own.tensors, **own.tensors}

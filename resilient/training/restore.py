@@ -18,6 +18,7 @@ from resilient.errors import CheckpointError
 from resilient.facts import cpus
 from resilient.link.board import SlotRecord
 from resilient.training import batches, rng
+from resilient.training.placing import Placing
 from resilient.training.state import Memo, OptimizerPart, Part, in_load_order
 
 _SHOWN: Final = 5
@@ -91,8 +92,12 @@ def check(name: str, first: memoryview, second: memoryview, parts: Mapping[str, 
     found += rng.differences(own["rng"]) + batches.differences(own["data"])
     found += [f"state.{part}: not in what was saved" for part in sorted(parts.keys() - state.keys())]
     found += [f"state.{part}: saved, but not given to Run" for part in sorted(state.keys() - parts.keys())]
-    for part in parts.keys() & state.keys():
-        found += [f"state.{part}: {difference}" for difference in parts[part].differences(state[part])]
+    placing = Placing(parts)
+    for part in sorted(parts.keys() & state.keys()):
+        state[part] = placing.placed(part, state[part])
+        if not placing.found:
+            found += [f"state.{part}: {difference}" for difference in parts[part].differences(state[part])]
+    found += placing.found
     if found:
         more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         raise CheckpointError(f"cannot restore {name}: {'; '.join(found[:_SHOWN])}{more}")

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from resilient.checkpoint.objects import Path, render
+from resilient.checkpoint.tensors_sharded import local_of
 from resilient.errors import CheckpointError
 from resilient.training.state import ContainerPart, ModulePart, Part
 
@@ -44,8 +45,9 @@ def refuse_unrestorable(parts: Mapping[str, Part], captured: Mapping[str, object
         plain, in_place = isinstance(part, ContainerPart), isinstance(part, ModulePart)
         for path, value in _walk(captured[name], ("state", name)):
             if isinstance(value, Tensor):
-                place = _place(path, value, in_place)
-                storages.setdefault((value.device, value.untyped_storage().data_ptr()), []).append(place)
+                local = local_of(value)
+                place = _place(path, local, in_place)
+                storages.setdefault((local.device, local.untyped_storage().data_ptr()), []).append(place)
             else:
                 first, also_plain = seen.setdefault(id(value), (path, plain))
                 if first != path and (plain or also_plain):

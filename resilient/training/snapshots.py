@@ -21,6 +21,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from resilient.checkpoint import digest, pair
 from resilient.checkpoint.arena import NoRoom
+from resilient.checkpoint.tensors import Flat
 from resilient.link.attach import Attachment
 from resilient.link.board import SPILL, Extent, SlotRecord
 from resilient.link.messages import Note, NotTaken, Taken
@@ -122,14 +123,15 @@ class Snapshots:
             return taking
         copy_now([copy for copy in targets.at_once if copy[0].device.type != "cuda"])
         on_devices = [copy for copy in targets.at_once if copy[0].device.type == "cuda"]
-        taking.copying = Copying(self._batch_of(slot, targets.behind), now=on_devices)
+        taking.copying = Copying(self._batch_of(slot, targets.behind, first), now=on_devices)
         taking.copying.start()
         return taking
 
-    def _batch_of(self, slot: int, copies: pair.Copies) -> Batch:
+    def _batch_of(self, slot: int, copies: pair.Copies, first: Flat) -> Batch:
         known = self._batches.get(slot)
         if known is None or known[0] is not copies:
-            self._batches[slot] = known = (copies, Batch(copies))
+            wrappers = [tensor for name, tensor in first.wrapped.items() if name in first.behind]
+            self._batches[slot] = known = (copies, Batch(copies, wrappers))
         return known[1]
 
     def _must_wait(self) -> bool:

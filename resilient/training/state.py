@@ -19,7 +19,9 @@ from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
+from resilient.checkpoint.tensors_sharded import is_dtensor, local_of, sharding_of
 from resilient.errors import SettingsError
+from resilient.training.sharded import Block
 
 _ON_HOST: Final = "step"
 """Key of the state that stays on the host, unless the optimizer is capturable or fused."""
@@ -127,13 +129,13 @@ class ModulePart:
         state._metadata = getattr(module.state_dict(), "_metadata", {})  # type: ignore[attr-defined]  # torch's own word
         module.load_state_dict(state)
         lent = {value.untyped_storage().data_ptr() for value in saved.values() if isinstance(value, Tensor)}
-        live = (value for value in self.capture().values() if isinstance(value, Tensor) and value.numel())
-        if any(value.untyped_storage().data_ptr() in lent for value in live):
+        live = (local_of(value) for value in self.capture().values() if isinstance(value, Tensor))
+        if any(value.untyped_storage().data_ptr() in lent for value in live if value.numel()):
             # A module of the user's keeps what it is given instead of copying it.
             module.load_state_dict(OrderedDict((key, owned(value, memo)) for key, value in state.items()))
         for key, value in self.capture().items():
-            if isinstance(value, Tensor) and isinstance(saved.get(key), Tensor):
-                memo[id(saved[key])] = value.detach()
+            if isinstance(value, Tensor) and isinstance(saved.get(key), (Tensor, Block)):
+                memo[_key(saved[key])] = value.detach()
 
 
 class OptimizerPart:
@@ -145,7 +147,8 @@ class OptimizerPart:
     def capture(self) -> object:
         return self.optimizer.state_dict()
 
-    def _parameters(self) -> list[Tensor]:
+    def parameters(self) -> list[Tensor]:
+        """Those that it changes, in the order in which its state numbers them."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def differences(self, saved: Any) -> list[str]:
@@ -161,17 +164,20 @@ class OptimizerPart:
         return self._shape_differences(saved["state"])
 
     def _shape_differences(self, state: dict[Any, Any]) -> list[str]:
-        parameters = self._parameters()
+        parameters = self.parameters()
         found: list[str] = []
         # LBFGS keeps what belongs to all of them with the first.
         is_per_parameter = self._is_torchs_own() and not isinstance(self.optimizer, LBFGS)
         for index, values in state.items():
             if not isinstance(index, int) or not 0 <= index < len(parameters) or not isinstance(values, dict):
                 return [f"state[{index!r}]: not the state of one of the {len(parameters)} parameters"]
-            shape = parameters[index].shape
             for key, value in values.items():
-                if isinstance(value, Tensor) and is_per_parameter and not _fits(value.shape, shape):
-                    found.append(f"state[{index}].{key}: shape {tuple(value.shape)} for a parameter of {tuple(shape)}")
+                if (
+                    isinstance(value, (Tensor, Block))
+                    and is_per_parameter
+                    and (why := _misfit(value, parameters[index]))
+                ):
+                    found.append(f"state[{index}].{key}: {why}")
         return found
 
     def _is_torchs_own(self) -> bool:
@@ -184,17 +190,19 @@ class OptimizerPart:
         What is to be copied there, each source with its target, is left to the caller: before ``load``.
         """
         copies: list[tuple[Tensor, Tensor]] = []
-        parameters = self._parameters()
+        parameters = self.parameters()
         for index, values in saved["state"].items():
             for key, value in values.items():
-                if isinstance(value, Tensor) and key != _ON_HOST and id(value) not in memo:
-                    fresh = torch.empty(value.shape, dtype=value.dtype, device=parameters[index].device)
-                    copies.append((value, _noted(value, fresh, memo)))
+                if isinstance(value, (Tensor, Block)) and key != _ON_HOST and _key(value) not in memo:
+                    saved_there = value.local if isinstance(value, Block) else value
+                    fresh = torch.empty_like(saved_there, device=parameters[index].device)
+                    _noted(value, value.form(fresh) if isinstance(value, Block) else fresh, memo)
+                    copies.append((saved_there, fresh))
         return copies
 
     def load(self, saved: Any, memo: Memo | None = None) -> None:
         memo = {} if memo is None else memo
-        parameters = self._parameters()
+        parameters = self.parameters()
         state = {
             index: {key: _beside(parameters[index], key, value, memo) for key, value in values.items()}
             for index, values in saved["state"].items()
@@ -265,10 +273,12 @@ class ContainerPart:
 def owned(value: Any, memo: Memo | None = None) -> Any:
     """``value`` with every tensor in it replaced by a copy of one's own; what is one object there stays one."""
     memo = {} if memo is None else memo
-    if id(value) in memo:
-        return memo[id(value)]
+    if _key(value) in memo:
+        return memo[_key(value)]
     if isinstance(value, Tensor):
         return _noted(value, value.clone(), memo)
+    if isinstance(value, Block):
+        return _noted(value, value.made(), memo)
     if isinstance(value, (dict, list, deque)):
         fresh = _noted(value, copy.copy(value), memo)  # keeps the kind of container
         for key, item in list(value.items() if isinstance(value, dict) else enumerate(value)):
@@ -279,13 +289,35 @@ def owned(value: Any, memo: Memo | None = None) -> Any:
 
 def _noted(value: Any, fresh: Any, memo: Memo) -> Any:
     """``fresh``, remembered; ``value`` is kept as long as the memo, so that its id is not given away."""
-    memo[id(value)] = fresh
+    memo[_key(value)] = fresh
     memo.setdefault(id(memo), []).append(value)
     return fresh
 
 
+def _key(value: object) -> int:
+    """What is one in memory is one object again; blocks are made for each mention of it."""
+    return id(value.local) if isinstance(value, Block) else id(value)
+
+
 def _form(value: object) -> str:
-    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    if not isinstance(value, (Tensor, Block)):
+        return type(value).__name__
+    return f"{value.dtype} {tuple(value.shape)}{' as a DTensor' if _is_sharded(value) else ''}"
+
+
+def _is_sharded(value: Tensor | Block) -> bool:
+    return isinstance(value, Block) or is_dtensor(value)
+
+
+def _misfit(saved: object, parameter: Tensor) -> str | None:
+    """Why saved state cannot belong to a parameter."""
+    if not isinstance(saved, (Tensor, Block)):
+        return None
+    if not _fits(saved.shape, parameter.shape):
+        return f"shape {tuple(saved.shape)} for a parameter of {tuple(parameter.shape)}"
+    if is_dtensor(parameter) and not _is_sharded(saved) and saved.shape == parameter.shape != ():
+        return f"saved as a plain tensor, now for a parameter that is {sharding_of(parameter)}"
+    return None
 
 
 def _group_size(group: object) -> int:
@@ -300,9 +332,10 @@ def _fits(saved: torch.Size, parameter: torch.Size) -> bool:
 
 def _beside(parameter: Tensor, key: str, value: Any, memo: Memo) -> Any:
     """A copy of one's own, in its own dtype, where the optimizer wants it."""
-    if isinstance(value, Tensor) and key != _ON_HOST:
-        known = memo.get(id(value))
+    if isinstance(value, (Tensor, Block)) and key != _ON_HOST:
+        known = memo.get(_key(value))
         if isinstance(known, Tensor) and known.device == parameter.device:
             return known
-        return _noted(value, value.to(parameter.device, copy=True), memo)
+        there = parameter.device
+        return _noted(value, value.made(there) if isinstance(value, Block) else value.to(there, copy=True), memo)
     return owned(value, memo)
