@@ -22,7 +22,7 @@ from resilient.checkpoint.digest import digest
 from resilient.checkpoint.requests import Reply
 from resilient.checkpoint.saver import serve
 from resilient.core.retention import Rules
-from resilient.link.board import SLOTS, Extent, SlotRecord
+from resilient.link.board import DESCRIPTORS, Extent, SlotRecord
 from resilient.link.channel import Channel
 from resilient.link.memory import anonymous_file
 
@@ -71,7 +71,7 @@ class Arenas:
     """Snapshots of some ranks, in memory that a saver inherits."""
 
     def __init__(self, images: Sequence[bytes]) -> None:
-        self.slots = {rank: [anonymous_file("test") for _ in range(SLOTS)] for rank in range(len(images))}
+        self.slots = {rank: [anonymous_file("test") for _ in range(DESCRIPTORS)] for rank in range(len(images))}
         self.records = self.put(images, slot=0)
 
     def put(self, images: Sequence[bytes], slot: int, attempt: int = 1, step: int = 1) -> tuple[SlotRecord, ...]:

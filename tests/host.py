@@ -13,7 +13,7 @@ from typing import Any
 
 import torch._dynamo  # noqa: F401  # optimizers import it when they are built: once here, not in every forked worker
 
-from resilient.checkpoint.arena import create_arena
+from resilient.checkpoint.arena import create_arenas
 from resilient.link import board as words
 from resilient.link.board import Board, SlotRecord
 from resilient.link.channel import Channel, Closed, send_descriptors
@@ -45,7 +45,7 @@ class Host:
         self.ranks = ranks
         self.checkpoints = checkpoints
         self.board = Board.create(ranks)
-        self.slots = [create_arena(rank, tempfile.gettempdir()) for rank in range(ranks)]
+        self.slots = create_arenas(ranks, tempfile.gettempdir())
         self.attempt = 0
         self.finished_steps: int | None = None
         self.final_slot: int | None = 1
@@ -60,7 +60,7 @@ class Host:
     def __exit__(self, *exception: object) -> None:
         self.kill()
         self.board.close()
-        for slot in (slot for slots in self.slots for slot in slots):
+        for slot in (slot for slots in self.slots.values() for slot in slots):
             slot.close()
 
     def launch(self, target: Callable[..., None], *args: object) -> None:

@@ -6,7 +6,7 @@ import socket
 import sys
 import tempfile
 
-from resilient.checkpoint.arena import create_arena
+from resilient.checkpoint.arena import create_arenas
 from resilient.link.board import Board
 from resilient.link.channel import Channel, Closed, send_descriptors
 from resilient.link.messages import FROM_WORKER, Begin, Note
@@ -15,12 +15,12 @@ from resilient.link.messages import FROM_WORKER, Begin, Note
 def main() -> None:
     listener = socket.socket(fileno=int(sys.argv[sys.argv.index("--listen") + 1]))
     ranks = int(sys.argv[sys.argv.index("--ranks") + 1])
-    board = Board.create(ranks)
+    board, arenas = Board.create(ranks), create_arenas(ranks, tempfile.gettempdir())
     channels = []
     for _ in range(ranks):
         sock, _ = listener.accept()
         rank = int(sock.recv(4))
-        send_descriptors(sock, [board.fd, *(slot.fd for slot in create_arena(rank, tempfile.gettempdir()))])
+        send_descriptors(sock, [board.fd, *(slot.fd for slot in arenas[rank])])
         channels.append((rank, Channel(sock, FROM_WORKER)))
     os.unlink(listener.getsockname())
     for rank, channel in channels:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from resilient.checkpoint.store import open_store
 from resilient.checkpoint.vault import Vault
 
 Tree = dict[str, Any]
+Images = tuple[memoryview, memoryview]
+"""Of parameters and optimizer state, and of the rest."""
 
 
 class SavedRun:
@@ -34,15 +36,17 @@ class SavedRun:
         values = {"index": 0, "pod": "p", "host": "h", "claimed_s": 1.0, "began_from": None, "held_s": 0.0, **fields}
         self.vault.claim(AttemptRecord(attempt=attempt, submission="sub", token="t", **values))
 
-    def save(self, name: str, states: Sequence[Tree] | None = None, **fields: Any) -> str:
-        """A checkpoint of this name; ``states``: of rank 0, 1, ..."""
+    def save(
+        self, name: str, states: Sequence[Tree] | None = None, images_by_rank: Sequence[Images] = (), **fields: Any
+    ) -> str:
+        """A checkpoint of this name; ``states``, or the images of these: of rank 0, 1, ..."""
         attempt, step = (int(part) for part in name.split("-"))
         files: dict[str, FileRecord] = {}
         images: dict[str, memoryview] = {}
         ranks: list[RankFiles] = []
         known: dict[str, str] = {}
-        for rank, state in enumerate(states or [small_state(step)]):
-            first, own = images_of(state, step)
+        made = images_by_rank or [images_of(state, step) for state in states or [small_state(step)]]
+        for rank, (first, own) in enumerate(made):
             text = digest(first)
             ranks.append(
                 RankFiles(tensors=known.setdefault(text, layout.tensors_file(rank)), own=layout.rank_file(rank))
@@ -87,13 +91,14 @@ def small_state(step: int) -> Tree:
     return {"model": {"weight": torch.nn.Parameter(torch.full((3, 2), float(step)))}, "extra": {"step": step}}
 
 
-def images_of(state: Mapping[str, Any], step: int) -> tuple[memoryview, memoryview]:
+def images_of(state: Mapping[str, Any], step: int, *, behind: Collection[int] = (), **run: Any) -> Images:
     """Both images of a state, each beginning on a page."""
-    flat = tensors.flatten({"state": dict(state), "run": {"step": step, "rng": {}, "data": None}}, path=())
-    first, own = pair.split(flat)
-    plan = pair.plan(first, own, None)
+    own: Tree = {"step": step, "rng": {}, "data": None, **run}
+    flat = tensors.flatten({"state": dict(state), "run": own}, path=(), behind=behind)
+    first, rest = pair.split(flat)
+    plan = pair.plan(first, rest, None)
     view = memoryview(mmap.mmap(-1, plan.size_bytes))
-    targets = pair.targets(own, plan, view, pair.Places())
+    targets = pair.targets(rest, plan, view, pair.Places())
     for source, target in [*targets.behind, *targets.at_once]:
         target.copy_(source)
     return view[: plan.tensors.size_bytes], view[plan.own_offset :]

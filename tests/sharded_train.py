@@ -33,16 +33,18 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 import resilient
 
 RANK, RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-SAMPLES = 53
+SAMPLES = 97
+SEED = 3
 BATCH = 2
 
 
 class Network(nn.Module):
-    """Sizes that no number of ranks divides, one dimension that is smaller than any, a buffer, and two dtypes."""
+    """Sizes that ranks do not divide (but the hidden one, as torch's tensor parallelism needs), one that is smaller
+    than their number, a buffer, and two dtypes."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.up, self.down = nn.Linear(9, 14), nn.Linear(14, 5)
+        self.up, self.down = nn.Linear(9, 24), nn.Linear(24, 5)
         self.one = nn.Linear(5, 1).bfloat16()
         self.seen: Tensor
         self.register_buffer("seen", torch.zeros(1))
@@ -77,6 +79,18 @@ def digest(model: Mapping[str, Tensor], optimizer: Mapping[str, Any]) -> str:
         full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         sha.update(f"{full.dtype} {tuple(full.shape)} {full.detach().double().flatten().tolist()}\n".encode())
     return sha.hexdigest()[:16]
+
+
+def dealt_order() -> list[int]:
+    """Of the samples in the first epoch, from which all replicas are dealt."""
+    order: list[int] = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(SEED)).tolist()
+    return order
+
+
+def shared() -> int:
+    """Bytes of the memory that all ranks share."""
+    found = [fd for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink() and "resilient-whole" in os.readlink(fd)]
+    return sum(fd.stat().st_size for fd in found)
 
 
 def await_snapshot() -> None:
@@ -118,12 +132,12 @@ def train(options: argparse.Namespace) -> None:
     replicas, replica = (1, 0) if options.kind == "tp" else (RANKS, RANK)
     if options.kind == "both" and RANKS % 2 == 0:
         replicas, replica = RANKS // 2, RANK // 2
-    sampler: Any = DistributedSampler(data, num_replicas=replicas, rank=replica, seed=3)
+    sampler: Any = DistributedSampler(data, num_replicas=replicas, rank=replica, seed=SEED)
     loader: Any = DataLoader(data, batch_size=BATCH, sampler=sampler)
 
     def tell(what: str) -> None:
         found = digest(model.state_dict(), optimizer.state_dict())
-        line = {"what": what, "step": run.step_number, "ranks": RANKS, "digest": found, **mine}
+        line = {"what": what, "step": run.step_number, "ranks": RANKS, "digest": found, "shared": shared(), **mine}
         with (options.result / f"trail-{RANK}").open("a") as trail:
             trail.write(json.dumps({**line, "random": torch.rand(1).item() if what == "step" else None}) + "\n")
 
@@ -144,7 +158,7 @@ def train(options: argparse.Namespace) -> None:
         step(batch)
         scheduler.step()
         with (options.result / f"samples-{RANK}").open("a") as samples:
-            samples.write(json.dumps([run.step_number, RANKS, sampler.epoch, numbers.tolist()]) + "\n")
+            samples.write(json.dumps([run.step_number, sampler.rank, numbers.tolist()]) + "\n")
         tell("step")
     dist.destroy_process_group()
 

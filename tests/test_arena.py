@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from resilient.checkpoint.arena import NoRoom, Slot, create_arena
+from resilient.checkpoint.arena import NoRoom, Slot, create_arena, create_arenas
 from resilient.errors import CheckpointError
-from resilient.link.board import SLOTS, SPILL
+from resilient.link.board import DESCRIPTORS, SLOTS, SPILL, WHOLE, WHOLE_ON_DISK
 
 ROOT = str(Path(__file__).parents[1])
 FILL_AND_DIE = """
@@ -198,3 +198,23 @@ def test_a_wrong_descriptor_is_refused() -> None:
     os.close(writing)
     with pytest.raises(CheckpointError, match="Bad file descriptor"):
         Slot.from_fd(reading)
+
+
+def test_some_slots_are_one_for_all_ranks(tmp_path: Path) -> None:
+    """One in memory and one on disk; what they take is given back, and they can be filled again."""
+    arenas = create_arenas(2, tmp_path)
+    assert [len(arena) for arena in arenas.values()] == [DESCRIPTORS] * 2
+    assert [one is other for one, other in zip(*arenas.values(), strict=True)] == [False] * SLOTS + [True] * 2
+    whole, on_disk = arenas[1][WHOLE], arenas[1][WHOLE_ON_DISK]
+    assert [os.fstat(slot.fd).st_dev == tmp_path.stat().st_dev for slot in (whole, on_disk)] == [False, True]
+    on_disk.check(1 << 40, 0)
+    reader = Slot.from_fd(os.dup(whole.fd))
+    for filling in (b"one", b"two"):
+        whole.reserve(1 << 20)
+        whole.view(3)[:] = filling
+        assert bytes(reader.view(3)) == filling
+        whole.give_back()
+        assert os.fstat(reader.fd).st_blocks == 0
+    reader.close()
+    for slot in (slot for arena in arenas.values() for slot in arena):
+        slot.close()

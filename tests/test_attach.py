@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from resilient.checkpoint.arena import Slot, create_arena
+from resilient.checkpoint.arena import Slot, create_arenas
 from resilient.errors import ResilientError, SettingsError
 from resilient.link import attach
 from resilient.link.board import SLOTS, Board, row_base
@@ -31,12 +31,12 @@ def environment(rank: int, ranks: int, **more: str) -> Mapping[str, str]:
 def test_a_supervised_worker_takes_its_inherited_socket(tmp_path: Path) -> None:
     """It finds the board and its slots, shares them with the host, and hands the socket to no child."""
     ours, theirs = socket.socketpair()
-    board, slots = Board.create(2), create_arena(1, tmp_path)
+    board, slots = Board.create(2), create_arenas(2, tmp_path)[1]
     theirs.set_inheritable(True)
     send_descriptors(ours, [board.fd, *(slot.fd for slot in slots)])
     facts = worker_facts(environment(1, 2, RESILIENT_INTERNAL_LINK=str(theirs.detach())))
     found = attach.attach(facts)
-    assert (found.supervised, found.index, len(found.slot_fds)) == (True, 1, SLOTS)
+    assert (found.supervised, found.index, len(found.slot_fds), len(found.shared_fds)) == (True, 1, SLOTS, 2)
     assert not found.channel.sock.get_inheritable()
     found.board.words[row_base(1)] = 5
     assert board.words[row_base(1)] == 5
@@ -47,7 +47,7 @@ def test_a_supervised_worker_takes_its_inherited_socket(tmp_path: Path) -> None:
     found.channel.close()
     found.board.close()
     board.close()
-    for slot in [*slots, *(Slot.from_fd(fd) for fd in found.slot_fds)]:
+    for slot in [*slots, *(Slot.from_fd(fd) for fd in [*found.slot_fds, *found.shared_fds])]:
         slot.close()
 
 

@@ -24,6 +24,8 @@ from torch.utils.data import (
 from resilient.errors import CheckpointError, SettingsError
 from resilient.training import batches, rng
 from resilient.training.batches import Position, Stream, source_of
+from resilient.training.position import APART
+from resilient.training.shares import regrouped
 
 
 def stream_of(loader: Any, position: Position | None = None) -> Stream:
@@ -185,6 +187,45 @@ def test_workers_ignore_the_platforms_sigterm_and_obey_their_owners() -> None:
     os.close(pidfd)
 
 
+def dealt(rank: int, ranks: int, **more: Any) -> DataLoader[Any]:
+    data = TensorDataset(torch.arange(23))
+    sampler: DistributedSampler[Any] = DistributedSampler(data, num_replicas=ranks, rank=rank, seed=4)
+    return DataLoader(data, batch_size=2, sampler=sampler, **more)
+
+
+@pytest.mark.parametrize("more", [{}, {"num_workers": 1}], ids=["here", "worker"])
+def test_the_rest_of_an_epoch_goes_on_where_others_were(more: dict[str, Any]) -> None:
+    """Two ranks took twelve samples; three take the rest, are interrupted in it, and begin the next epoch whole."""
+    before, after = 2, 3
+    streams = [stream_of(dealt(rank, before)) for rank in range(before)]
+    first = [number for stream in streams for (batch,) in take(stream, 3) for number in batch.tolist()]
+    saved = replace(streams[0].position(), of_others=APART)
+    assert (saved.used, saved.together, saved.before) == (3, 4, 0)
+    rest, epochs = [], []
+    for rank in range(after):
+        stream = stream_of(dealt(rank, after, **more), regrouped(saved, dealt(rank, after), warn=False))
+        rest += take(stream, 1)[0][0].tolist()
+        stream.close()
+        again = stream_of(dealt(rank, after, **more), stream.position())
+        rest += take(again, 1)[0][0].tolist()
+        epochs.append(take(again, 1)[0][0].tolist())
+        position = again.position()
+        assert (position.epoch, position.used, position.before, position.together) == (1, 1, 0, 6)
+        again.close()
+    assert set(first + rest) == set(range(23))
+    assert len(first + rest) == 24, "the sampler repeats one, so that ranks are even"
+    assert epochs == [
+        take(stream_of(dealt(r, after), Position(seed=5, epoch=1)), 1)[0][0].tolist() for r in range(after)
+    ]
+
+
+def test_an_epoch_that_others_have_used_up_is_over() -> None:
+    """Its rest is empty, and that is no loader without batches."""
+    stream = stream_of(dealt(0, 2), Position(seed=5, before=24))
+    assert take(stream, 1)[0][0].tolist() == take(stream_of(dealt(0, 2), Position(seed=5, epoch=1)), 1)[0][0].tolist()
+    assert (stream.position().epoch, stream.position().before) == (1, 0)
+
+
 @pytest.mark.parametrize(
     "tree",
     [
@@ -193,9 +234,14 @@ def test_workers_ignore_the_platforms_sigterm_and_obey_their_owners() -> None:
         {"seed": 1, "epoch": 0, "used": 0, "start": None},
         {"seed": 1, "epoch": -1, "used": 0, "start": None, "own": None},
         {"seed": 1, "epoch": True, "used": 0, "start": None, "own": None},
+        {"seed": 1, "epoch": 0, "used": 0, "start": None, "own": None, "more": 1},
+        {**Position(seed=1).to_tree(), "before": -1},
+        {**Position(seed=1).to_tree(), "together": None},
+        {**Position(seed=1).to_tree(), "of_others": "perhaps"},
     ],
 )
 def test_what_is_no_position_is_found(tree: object) -> None:
     """What is read back is checked before it is used."""
     assert batches.differences(tree) == ["run.data: not a position"]
     assert batches.differences(replace(Position(seed=1), used=2).to_tree()) == []
+    assert batches.differences({"seed": 1, "epoch": 0, "used": 0, "start": None, "own": None}) == [], "an older one"

@@ -3,6 +3,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 from faulty_store import Arenas, SaverProcess
 
 from resilient.checkpoint.requests import Claim, Failed, Fetch, Fetched, Reply, Request
-from resilient.link.board import SPILL, Board, Extent, SlotRecord
+from resilient.checkpoint.whole import Whole
+from resilient.errors import CheckpointError
+from resilient.link.board import SPILL, WHOLE, WHOLE_ON_DISK, Board, Extent, SlotRecord
 from resilient.supervisor.agreement import Candidate
 from resilient.supervisor.fetching import MOST_DEATHS, Fetching, Outcome
 
@@ -50,7 +53,7 @@ class Desk:
         asked, then = self.asked.pop(0)
         assert asked.name == candidate.name
         records = tuple(record_of(candidate, asked.slot) for _ in range(RANKS))
-        then(Fetched(id=asked.id, name=asked.name, records=records, seconds=0.1))
+        then(Fetched(id=asked.id, name=asked.name, records=records, seconds=0.1, size_bytes=1))
 
     def fail(self, kind: str, *, answered: bool = True) -> None:
         """The oldest request is not."""
@@ -162,6 +165,28 @@ def test_a_candidate_in_memory_is_known_by_its_own_name(desk: Desk) -> None:
     assert desk.fetching.known([other, NEW, OLD]) == [other, NEW, OLD]
 
 
+def test_what_others_saved_is_read_whole_and_forgotten_once_all_train(desk: Desk) -> None:
+    """Into memory that all ranks share, where there is room, else on disk; the board has no record of it."""
+    others = replace(NEW, ranks=RANKS + 1)
+    desk.fetching.begin(others, 5.0)
+    assert desk.asked[0][0].slot == WHOLE
+    desk.fail("full")
+    assert desk.asked[0][0].slot == WHOLE_ON_DISK
+    assert not desk.fetching.forget_whole(), "it is being written"
+    asked, then = desk.asked.pop()
+    contents = Extent(size=8, digest="xxh3_128:" + "0" * 32)
+    then(Fetched(id=asked.id, name=asked.name, records=(), seconds=0.1, size_bytes=9, contents=contents))
+    there = replace(others, slot=WHOLE_ON_DISK, contents=contents)
+    assert desk.fetching.known([OLD, others]) == [there, OLD]
+    desk.want(others)
+    assert (desk.told, desk.asked) == ([Outcome(slot=WHOLE_ON_DISK, contents=contents)], [])
+    assert desk.fetching.forget_whole()
+    assert not desk.fetching.forget_whole()
+    assert desk.fetching.known([others]) == [others]
+    desk.want(replace(OLD, ranks=RANKS))
+    assert desk.asked[0][0].slot == 1, "as many ranks as there are now have each a slot of their own"
+
+
 # With a real saver.
 
 ALIKE = (b"shared" * 1000,) * 2
@@ -223,11 +248,32 @@ def test_a_damaged_file_is_refused(tmp_path: Path, saved: Any, name: str, damage
     assert (refused.answered, f"1-10/{name}" in refused.why or f"1-10: {name}" in refused.why) == (True, True)
 
 
-def test_another_number_of_ranks_is_refused_with_what_to_do(saved: Any) -> None:
-    """Nothing is guessed about how the states of two ranks make those of four."""
-    refused = fetch(saved, world_size=4)
-    assert "saved by 2 ranks, this run has 4 ranks; start with --nproc-per-node 2" in refused.why
-    assert (refused.kind, refused.answered) == ("damaged", True)
+@pytest.mark.parametrize("arenas", [ALIKE, (b"one" * 999, b"two" * 5000)], ids=["alike", "different"], indirect=True)
+def test_another_number_of_ranks_gets_the_whole(arenas: Arenas, saved: Any, request: pytest.FixtureRequest) -> None:
+    """Each file once, behind the manifest that says where, in the slot that all ranks share."""
+    images = request.node.callspec.params["arenas"]
+    assert fetch(saved, WHOLE, available_bytes=0).kind == "full"
+    assert isinstance(fetch(saved, WHOLE_ON_DISK, available_bytes=0), Fetched)
+    fetched = fetch(saved, WHOLE, world_size=1)
+    assert (fetched.records, fetched.name) == ((), "1-10")
+    with memoryview(bytearray(os.pread(arenas.slots[0][WHOLE], fetched.size_bytes, 0))) as view:
+        whole = Whole.read(view, fetched.contents)
+        for rank, files in enumerate(whole.manifest.ranks):
+            assert bytes(whole.image(view, files.tensors)) == images[rank]
+            assert bytes(whole.image(view, files.own)) == f"rank {rank}".encode()
+        assert whole.size_bytes == len(view) < sum(map(len, images)) + 6 * 4096
+        with pytest.raises(CheckpointError, match="longer than the memory"):
+            Whole.read(view[:-1], fetched.contents)
+        view[20] ^= 1
+        with pytest.raises(CheckpointError, match="does not have its digest"):
+            Whole.read(view, fetched.contents)
+
+
+def test_a_damaged_file_is_refused_in_a_whole_as_well(tmp_path: Path, saved: Any) -> None:
+    """Whichever rank may need it."""
+    file = tmp_path / "checkpoints" / "1-10" / "rank-1.safetensors"
+    file.write_bytes(bytes(file.stat().st_size))
+    assert fetch(saved, WHOLE).kind == "corrupt"
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused_before_it_is_read(arenas: Arenas, saved: Any) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sharded_train import digest
+from sharded_train import dealt_order, digest
 from supervised import ROOT, Ended, Folder
 
 from resilient.checkpoint import export
@@ -35,6 +35,15 @@ class Spread:
         """What a rank has noted."""
         trail = (self.folder.path / result / f"trail-{rank}").read_text().splitlines()
         return [line for line in map(json.loads, trail) if line.pop("what") == what]
+
+    def samples(self) -> dict[tuple[int, int], list[int]]:
+        """What was given in each step to each replica; ranks of one replica are given the same."""
+        found: dict[tuple[int, int], list[int]] = {}
+        for path in sorted(self.folder.path.glob("result-*/samples-*")):
+            for line in path.read_text().splitlines():
+                step, replica, numbers = json.loads(line)
+                assert found.setdefault((step, replica), numbers) == numbers
+        return found
 
     def exported(self, rank: int) -> str:
         """Digest of the newest checkpoint, as an export of one rank has it."""
@@ -79,3 +88,41 @@ def test_a_disturbed_run_ends_like_an_undisturbed_one(spread: Spread, tmp_path: 
     whole.run(kind, ranks, 11)
     for rank in range(ranks):
         assert spread.lines("step", rank)[-4:] == whole.lines("step", rank)[-4:]
+
+
+CHAINS = {"2, 4, 1, 3": (2, 4, 1, 3), "4, 2": (4, 2)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chain", CHAINS)
+@pytest.mark.parametrize("kind", ["ddp", "fsdp", "both", "tp"])
+def test_other_numbers_of_ranks_go_on_with_every_bit_and_sample(spread: Spread, kind: str, chain: str) -> None:
+    """One submission after the other in the middle of an epoch: of each whole tensor every bit is there, on all ranks;
+    no sample is lost or repeated; rank r has what rank r had, a new one what rank 0 had, and random numbers of its own.
+    """
+    last: list[dict[str, Any]] = []
+    for number, ranks in enumerate(CHAINS[chain], 1):
+        result = f"result-{number}"
+        ended = spread.run(kind, ranks, 3 * number, result=result)
+        assert ended.entries("restore")[-1]["refused"] == []
+        first = [spread.lines("step", rank, result)[0] for rank in range(ranks)]
+        if kind != "tp":
+            assert len({line["random"] for line in first}) == ranks, "no two ranks draw the same"
+        told = [entry["text"] for entry in ended.entries("note")]
+        expected = (
+            f"resumed from {number - 1}-{3 * number - 3}: {len(last)} ranks have saved it, and there are {ranks} now"
+        )
+        assert told == ([expected] if last else [])
+        if last:
+            restored = [spread.lines("restored", rank, result)[0] for rank in range(ranks)]
+            assert {line["step"] for line in restored} == {3 * number - 3}
+            assert {line["digest"] for line in restored} == {last[0]["digest"]}
+            assert [line["rank"] for line in restored] == [r if r < len(last) else 0 for r in range(ranks)]
+        last = [spread.lines("step", rank, result)[-1] for rank in range(ranks)]
+        assert len({line["digest"] for line in last}) == 1
+        assert not any(line["shared"] for line in last), "the memory that the checkpoint lay in is given back"
+    seen = spread.samples()
+    dealt = [sample for numbers in seen.values() for sample in numbers]
+    assert len(dealt) == len(set(dealt)), "no sample twice in the epoch"
+    order = dealt_order()
+    assert set(dealt) == set(order[: len(dealt)]), "and none left out"

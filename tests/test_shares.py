@@ -3,6 +3,7 @@
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,17 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, TensorDataset
 
 from resilient.errors import CheckpointError
-from resilient.training.shares import RestOfEpoch, dealt_by, order_of, samples_used, share_of
+from resilient.training.position import ALIKE, APART, Position
+from resilient.training.shares import (
+    RestOfEpoch,
+    dealt_by,
+    order_of,
+    regrouped,
+    rest_of,
+    samples_used,
+    share_of,
+    together,
+)
 
 LENGTHS = range(1, 14)
 COUNTS = (1, 2, 3, 4, 5)
@@ -117,3 +128,75 @@ def test_a_distributed_sampler_deals() -> None:
     sampler = sampler_of(4, 0, 2)
     assert dealt_by(DataLoader(data_of(4), sampler=sampler)) is sampler
     assert dealt_by(DataLoader(data_of(4), sampler=sampler, batch_size=None)) is sampler
+
+
+# A position of another number of ranks.
+
+SAVED = Position(seed=1, epoch=2, used=3, start={"rng": {}, "generators": []}, together=8, of_others=APART)
+
+
+def loader_of(ranks: int, batch_size: int | None = 2, **more: Any) -> DataLoader[Any]:
+    return DataLoader(data_of(60), batch_size=batch_size, sampler=sampler_of(60, 0, ranks), **more)
+
+
+def test_a_position_is_counted_in_samples() -> None:
+    """Three batches of eight are 24 samples, whoever takes the rest and in whatever batches; twice, if need be."""
+    found = regrouped(SAVED, loader_of(4), warn=True)
+    assert found == replace(SAVED, before=24, used=0, start=None, of_others="")
+    again = regrouped(replace(found, used=2, together=together(loader_of(4)), of_others=ALIKE), loader_of(1), warn=True)
+    assert (again.before, again.used) == (24 + 2 * 2 * 4, 0)
+    assert regrouped(found, loader_of(1), warn=True) is found, "it is this number's own"
+
+
+def test_at_the_beginning_of_an_epoch_any_loader_goes_on() -> None:
+    """Nothing of it was used; what the loader had kept of the epoch before is of no use to another."""
+    for loader in ([1, 2], DataLoader(Whole()), loader_of(3)):
+        begun = replace(SAVED, used=0, own={"place": 9})
+        assert regrouped(begun, loader, warn=True) == replace(begun, start=None, own=None, of_others="")
+
+
+@pytest.mark.parametrize("loader", [[1, 2], DataLoader(data_of(6)), DataLoader(data_of(6), shuffle=True)])
+def test_ranks_that_took_the_same_batches_go_on_with_them(loader: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """As under tensor parallelism; that samples may be lost if they did not is said once."""
+    alike = replace(SAVED, together=0, of_others=ALIKE)
+    for warn in (True, False):
+        assert regrouped(alike, loader, warn=warn) == replace(alike, of_others="")
+    assert capsys.readouterr().err.count("each rank goes on after 3 batches of the epoch") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "loader", "why"),
+    [
+        ({"together": 0}, DataLoader(data_of(6), shuffle=True), "that of a RandomSampler"),
+        ({"together": 0, "of_others": ALIKE}, DataLoader(Whole()), "that of a _InfiniteConstantSampler"),
+        ({"together": 0, "of_others": ALIKE}, DataLoader(data_of(3), batch_sampler=[[0], [1]]), "of a Sequential"),
+        ({"of_others": ALIKE}, [1, 2], "the order of a list is its own"),
+        ({"together": 0, "of_others": ALIKE, "before": 4}, [1, 2], "the order of a list is its own"),
+        ({"together": 0}, loader_of(4), "saved with a loader without DistributedSampler"),
+        ({"together": 0, "of_others": ALIKE}, loader_of(4), "saved with a loader without DistributedSampler"),
+    ],
+)
+def test_an_epoch_that_cannot_go_on_is_refused(change: dict[str, Any], loader: Any, why: str) -> None:
+    """With the reason, and what to do."""
+    with pytest.raises(CheckpointError, match=f"cannot go on in the middle of an epoch.*{why}.*number of ranks"):
+        regrouped(replace(SAVED, **change), loader, warn=False)
+
+
+def test_together_is_what_all_replicas_take_at_once() -> None:
+    """Where nobody says how many there are it is not known."""
+    assert together(loader_of(4)) == 8
+    assert together(loader_of(3, batch_size=None)) == 3
+    assert together(DataLoader(data_of(6), batch_size=2)) == 0
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "drop_last", "sizes"), [(2, False, [2, 2, 1]), (2, True, [2, 2]), (None, False, [])]
+)
+def test_the_rest_comes_in_batches_as_the_loader_makes_them(batch_size: Any, drop_last: bool, sizes: Any) -> None:
+    """Or one by one."""
+    loader = loader_of(4, batch_size, drop_last=drop_last)
+    taken = list(rest_of(loader, 40))
+    share = share_of(order_of(60, seed=3, epoch=2, shuffle=True), 40, rank=0, ranks=4, drop_last=False)
+    assert [len(batch) for batch in taken] == sizes if sizes else taken == share
+    if sizes:
+        assert [sample for batch in taken for sample in batch] == share[: sum(sizes)]

@@ -4,7 +4,7 @@
 Owns one slot of an arena: a file without a name, held open by the supervisor and inherited by
 workers, so that it is gone with its last holder whatever dies. A slot only ever grows: a smaller
 file would kill whoever reads the part that is gone. Its mapping is kept, so that each page is
-mapped once and not with every snapshot.
+mapped once and not with every snapshot. What all ranks share is given back when nobody reads it any more.
 
 A slot on disk is for what does not fit into memory: the kernel may write its pages out.
 """
@@ -20,7 +20,7 @@ import tempfile
 from typing import Final
 
 from resilient.errors import CheckpointError
-from resilient.link.board import SLOTS, SPILL
+from resilient.link.board import DESCRIPTORS, ON_DISK, SLOTS, SPILL
 from resilient.link.memory import anonymous_file
 
 _BLOCK_BYTES: Final = 512
@@ -124,6 +124,11 @@ class Slot:
         """All that is mapped by now."""
         return memoryview(self._map or b"")
 
+    def give_back(self) -> None:
+        """Free what it takes, for all who hold it; nobody may be reading."""
+        self._map = None
+        os.ftruncate(self._fd, 0)
+
     def close(self) -> None:
         """Let go of the memory; views that are still in use keep theirs."""
         self._map = None
@@ -138,6 +143,15 @@ def create_arena(rank: int, directory: str | os.PathLike[str]) -> list[Slot]:
         Slot.create_on_disk(directory) if number == SPILL else Slot.create(f"resilient-{rank}-{number}")
         for number in range(SLOTS)
     ]
+
+
+def create_arenas(ranks: int, directory: str | os.PathLike[str]) -> dict[int, list[Slot]]:
+    """Every slot of every rank: its own, then those that are one for all ranks."""
+    shared = [
+        Slot.create_on_disk(directory) if number in ON_DISK else Slot.create("resilient-whole")
+        for number in range(SLOTS, DESCRIPTORS)
+    ]
+    return {rank: create_arena(rank, directory) + shared for rank in range(ranks)}
 
 
 def _mib(size_bytes: int) -> str:

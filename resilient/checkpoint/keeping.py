@@ -18,6 +18,7 @@ from typing import TypeVar
 from resilient import retry
 from resilient.checkpoint import layout
 from resilient.checkpoint.arena import Slot
+from resilient.checkpoint.fetch import fetch
 from resilient.checkpoint.files import Store
 from resilient.checkpoint.holder import Holder, machine, process
 from resilient.checkpoint.layout import AttemptRecord, Debit, FileRecord, Manifest, RankFiles, RunRecord
@@ -40,11 +41,11 @@ from resilient.checkpoint.requests import (
     Ship,
 )
 from resilient.checkpoint.store import open_store
-from resilient.checkpoint.survey import Survey, read_manifest, survey
+from resilient.checkpoint.survey import Survey, survey
 from resilient.checkpoint.throttle import Throttle
 from resilient.checkpoint.vault import Vault
 from resilient.errors import CheckpointError, StoreError
-from resilient.link.board import SPILL, Extent, SlotRecord
+from resilient.link.board import ON_DISK, Extent, SlotRecord
 
 T = TypeVar("T")
 
@@ -75,7 +76,7 @@ class Keeping:
         self.leaving = threading.Event()
         """Set when nobody waits for answers any more: no operation is tried again."""
         self._slots = {
-            rank: [Slot.from_fd(fd, on_disk=number == SPILL) for number, fd in enumerate(fds)]
+            rank: [Slot.from_fd(fd, on_disk=number in ON_DISK) for number, fd in enumerate(fds)]
             for rank, fds in slots.items()
         }
         self._held: _Held | None = None
@@ -201,35 +202,7 @@ class Keeping:
         return slots[number]
 
     def _fetch(self, held: _Held, asked: Fetch) -> Fetched:
-        begun_s = time.monotonic()
-        patient = retry.store_small(asked.patience_s, self.leaving)
-        manifest = patient(read_manifest, held.vault.store, asked.name)
-        if manifest.world_size != asked.world_size:
-            raise CheckpointError(
-                f"cannot restore {asked.name}: saved by {_ranks(manifest.world_size)}, this run has "
-                f"{_ranks(asked.world_size)}; start with --nproc-per-node {manifest.world_size} or --fresh; "
-                "other numbers of ranks come with a later release"
-            )
-        records = [_record(manifest, rank, asked.slot) for rank in range(manifest.world_size)]
-        self._make_room(asked, records)
-        first: dict[str, tuple[int, SlotRecord]] = {}
-        for rank, (record, files) in enumerate(zip(records, manifest.ranks, strict=True)):
-            view = self._slot(rank, asked.slot).view(record.size)
-            tensors = view[: record.tensors.size]
-            if files.tensors in first:
-                _copy(self._slot(first[files.tensors][0], asked.slot).fd, tensors)
-            else:
-                first[files.tensors] = (rank, record)
-                patient(held.vault.read_image, asked.name, manifest.file(files.tensors), tensors)
-            patient(held.vault.read_image, asked.name, manifest.file(files.own), view[record.own_offset :])
-        return Fetched(id=asked.id, name=asked.name, records=tuple(records), seconds=time.monotonic() - begun_s)
-
-    def _make_room(self, asked: Fetch, records: Sequence[SlotRecord]) -> None:
-        available = None if asked.available_bytes is None else asked.available_bytes // len(records)
-        for rank, record in enumerate(records):
-            slot = self._slot(rank, asked.slot)
-            slot.check(record.size, available)
-            slot.reserve(record.size)
+        return fetch(held.vault, asked, self._slot, retry.store_small(asked.patience_s, self.leaving))
 
     def _pause(self, seconds: float) -> None:
         if self.leaving.wait(seconds):
@@ -319,30 +292,6 @@ def _name_files(records: Sequence[SlotRecord]) -> tuple[tuple[RankFiles, ...], d
         for name, extent in ((tensors, record.tensors), (ranks[-1].own, record.own)):
             files[name] = FileRecord(file=name, size=extent.size, digest=extent.digest)
     return tuple(ranks), files
-
-
-def _record(manifest: Manifest, rank: int, slot: int) -> SlotRecord:
-    """Where the state of a rank will lie in its slot."""
-    files = manifest.ranks[rank]
-    tensors, own = (manifest.file(name) for name in (files.tensors, files.own))
-    return SlotRecord(
-        slot=slot,
-        attempt=manifest.attempt,
-        step=manifest.step,
-        tensors=Extent(size=tensors.size, digest=tensors.digest),
-        own=Extent(size=own.size, digest=own.digest),
-    )
-
-
-def _copy(fd: int, target: memoryview) -> None:
-    """Fill ``target`` from the beginning of a file in memory; a short file leaves what digests refuse."""
-    done = 0
-    while done < len(target) and (count := os.preadv(fd, [target[done:]], done)):
-        done += count
-
-
-def _ranks(count: int) -> str:
-    return "1 rank" if count == 1 else f"{count} ranks"
 
 
 def _opened(number: int, found: Survey, *, fresh: bool) -> Opened:

@@ -14,7 +14,7 @@ from typing import Final
 
 from resilient.checkpoint.layout import Debit, FinishedMark
 from resilient.core.retention import Rules
-from resilient.link.board import SlotRecord
+from resilient.link.board import Extent, SlotRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,8 +82,9 @@ class Fetch:
     id: int
     name: str
     world_size: int
-    """Ranks of this run; a checkpoint of another number is refused."""
+    """Ranks of this run."""
     slot: int
+    """Of every rank; of a checkpoint of another number of ranks, one that all ranks share."""
     available_bytes: int | None
     """Memory that is free for it; ``None``: unknown."""
     patience_s: float = 120.0
@@ -187,6 +188,9 @@ class Fetched:
     records: tuple[SlotRecord, ...]
     """Of rank 0, 1, ..."""
     seconds: float
+    size_bytes: int
+    contents: Extent | None = None
+    """What a slot that all ranks share begins with, and says what lies in it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

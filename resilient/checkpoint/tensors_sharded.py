@@ -103,6 +103,10 @@ class Shard:
         ):
             raise ValueError("a block that does not lie in its whole")
 
+    def meets(self, offsets: Offsets, shape: Sequence[int]) -> bool:
+        """Whether it has something of another block."""
+        return _volume(_common(_box(offsets, shape), _box(self.sharding.offsets, self.local.shape))) > 0
+
 
 def leaves(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
     """All that lies in dicts and sequences, and where."""
@@ -210,8 +214,8 @@ def assembled(offsets: Offsets, shape: Sequence[int], shards: Sequence[Shard]) -
     pieces: list[tuple[Offsets, Offsets]] = []
     for shard in shards:
         begin, end = _common(_box(offsets, shape), _box(shard.sharding.offsets, shard.local.shape))
-        if (begin, end) in pieces or any(last <= first for first, last in zip(begin, end, strict=True)):
-            continue  # several ranks have the same, or nothing of it
+        if not _volume((begin, end)) or (begin, end) in pieces:
+            continue  # it has nothing of it, or another rank has the same
         pieces.append((begin, end))
         _cut(block, begin, end, offsets).copy_(_cut(shard.local, begin, end, shard.sharding.offsets))
     meet = any(_volume(_common(one, other)) for number, one in enumerate(pieces) for other in pieces[:number])

@@ -26,7 +26,7 @@ from typing import Final
 
 from resilient.errors import ResilientError, SettingsError
 from resilient.facts import WorkerFacts
-from resilient.link.board import SLOTS, Board
+from resilient.link.board import DESCRIPTORS, SLOTS, Board
 from resilient.link.channel import Channel, Closed, receive_descriptors
 from resilient.link.messages import FROM_HOST, FromHost
 
@@ -47,6 +47,9 @@ class Attachment:
     index: int
     """Its row of the board: the local rank."""
     slot_fds: Sequence[int]
+    """Of the slots that are its own."""
+    shared_fds: Sequence[int]
+    """Of those that all workers have together."""
     supervised: bool
     keeper: subprocess.Popen[bytes] | None = None
     owner: int = field(default_factory=os.getpid)
@@ -111,7 +114,7 @@ def _attached(sock: socket.socket, facts: WorkerFacts, keeper: subprocess.Popen[
     except (Closed, ValueError, OSError) as error:
         sock.close()
         raise ResilientError(f"cannot attach to the host: {error}; it ended, look at its last lines") from error
-    if len(slot_fds) != SLOTS:
+    if len(slot_fds) != DESCRIPTORS:
         sock.close()
         for fd in (board_fd, *slot_fds):
             os.close(fd)
@@ -120,7 +123,8 @@ def _attached(sock: socket.socket, facts: WorkerFacts, keeper: subprocess.Popen[
         channel=Channel(sock, FROM_HOST),
         board=Board.attach(board_fd),
         index=facts.local_rank,
-        slot_fds=tuple(slot_fds),
+        slot_fds=tuple(slot_fds[:SLOTS]),
+        shared_fds=tuple(slot_fds[SLOTS:]),
         supervised=facts.link_fd is not None,
         keeper=keeper,
     )

@@ -35,8 +35,16 @@ VERSION: Final = 2
 _HEADER: Final = 64
 _ROW: Final = 64
 SLOTS: Final = 3
+"""Of each rank's own, with a record on the board."""
 SPILL: Final = 2
 """The slot that lies on disk, for where memory has no room for the others."""
+WHOLE: Final = 3
+"""One for all ranks together, with no record: a whole checkpoint that another number of ranks has saved."""
+WHOLE_ON_DISK: Final = 4
+"""The same where memory has no room for it."""
+ON_DISK: Final = frozenset({SPILL, WHOLE_ON_DISK})
+DESCRIPTORS: Final = 5
+"""Of slots, that each worker is given."""
 PAGE_BYTES: Final = 4096
 
 # Words of the header, written by the host only.

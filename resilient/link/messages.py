@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from resilient.core.collectives import Collectives
+from resilient.link.board import Extent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +147,8 @@ class Try:
     step: int
     slot: int
     """Slot of the arena in which it lies."""
+    contents: Extent | None = None
+    """What the slot begins with where all ranks share it: another number of ranks saved what lies in it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

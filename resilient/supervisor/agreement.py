@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from resilient.link.board import Extent
 from resilient.link.messages import AlreadyFinished, Begin, Go, Hello, Restored, Steps, Tried, Try
 
 MEMORY: Final = "memory"
@@ -28,6 +29,10 @@ class Candidate:
     name: str
     slot: int | None = None
     """``None`` while it lies in the store only."""
+    ranks: int | None = None
+    """How many saved it; ``None``: as many as there are now."""
+    contents: Extent | None = None
+    """What the slot begins with where all ranks share it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +103,7 @@ class Agreement:
     def begun(self) -> bool:
         return self._left is not None
 
-    def fetched(self, name: str, slot: int | None, why: str = "") -> None:
+    def fetched(self, name: str, slot: int | None, why: str = "", contents: Extent | None = None) -> None:
         """A candidate of the store lies in a slot now, or cannot be read."""
         if self._trying is None or self._trying.name != name or self._trying.slot is not None:
             return
@@ -106,7 +111,7 @@ class Agreement:
             self.refused.append(SetAside(name=name, why=why))
             self._try_next()
         else:
-            self._trying = replace(self._trying, slot=slot)
+            self._trying = replace(self._trying, slot=slot, contents=contents)
             self._ask(self._trying, slot)
 
     def tried(self, rank: int, message: Tried) -> None:
@@ -161,7 +166,7 @@ class Agreement:
             self._ask(self._trying, self._trying.slot)
 
     def _ask(self, candidate: Candidate, slot: int) -> None:
-        order = Try(name=candidate.name, step=candidate.step, slot=slot)
+        order = Try(name=candidate.name, step=candidate.step, slot=slot, contents=candidate.contents)
         for rank in range(self.ranks):
             self.send(rank, order)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from resilient.checkpoint.requests import Failed, Fetch, Fetched, Reply, Request
-from resilient.link.board import SPILL, Board
+from resilient.link.board import SLOTS, SPILL, WHOLE, WHOLE_ON_DISK, Board, Extent
 from resilient.supervisor.agreement import Candidate
 from resilient.supervisor.samples import memory_available
 
@@ -28,6 +28,8 @@ class Outcome:
 
     slot: int | None
     why: str = ""
+    contents: Extent | None = None
+    """What the slot begins with where all ranks share it."""
     unreachable: bool = False
     """The store did not answer for as long as it was asked, which says nothing of the checkpoint."""
 
@@ -59,8 +61,18 @@ class Fetching:
             return  # an earlier attempt's goes on
         self._name, self._outcome, self._then = candidate.name, None, None
         self._deaths = 0
-        slot = self._free_slot()
+        slot = WHOLE if self._is_of_others(candidate) else self._free_slot()
         self._ask(candidate, SPILL if slot is None else slot, patience_s)
+
+    def forget_whole(self) -> bool:
+        """What lies in a slot that all ranks share is needed no more; False where nothing does."""
+        if self.slot is not None or self._outcome is None or self._outcome.contents is None:
+            return False
+        self._outcome = None
+        return True
+
+    def _is_of_others(self, candidate: Candidate) -> bool:
+        return candidate.ranks not in (None, self._board.rows)
 
     def want(self, candidate: Candidate, patience_s: float, then: Then) -> None:
         """Have ``candidate`` in a slot; ``then`` is told, once it is known."""
@@ -78,7 +90,7 @@ class Fetching:
         """The candidates, with what was read from the store under its own name and with the slot that it lies in."""
         outcome = self._outcome
         read = [
-            replace(candidate, slot=outcome.slot)
+            replace(candidate, slot=outcome.slot, contents=outcome.contents)
             for candidate in candidates
             if outcome is not None and candidate.name == self._name and self._is_there(candidate, outcome)
         ]
@@ -87,14 +99,14 @@ class Fetching:
 
     def _is_there(self, candidate: Candidate, outcome: Outcome) -> bool:
         """Whether what was read has not been written over since."""
-        if outcome.slot is None:
-            return False
+        if outcome.slot is None or outcome.contents is not None:
+            return outcome.slot is not None  # that of all ranks is written here only
         records = [self._board.record(index, outcome.slot) for index in range(self._board.rows)]
         return all(r is not None and (r.attempt, r.step) == (candidate.attempt, candidate.step) for r in records)
 
     def _ask(self, candidate: Candidate, slot: int, patience_s: float) -> None:
         self.slot = slot
-        for index in range(self._board.rows):
+        for index in range(self._board.rows if slot < SLOTS else 0):
             self._board.void(index, slot)
 
         def request(number: int) -> Fetch:
@@ -113,26 +125,31 @@ class Fetching:
         if isinstance(reply, Fetched):
             for index, record in enumerate(reply.records):
                 self._board.publish(index, record)
-            size_bytes = sum(record.size for record in reply.records)
-            self._journal("fetched", {"name": reply.name, "seconds": round(reply.seconds, 3), "size_bytes": size_bytes})
-            self._end(Outcome(slot=slot))
-        elif isinstance(reply, Failed) and reply.kind == "full" and slot != SPILL:
-            self._ask(candidate, SPILL, patience_s)
+            seconds = round(reply.seconds, 3)
+            self._journal("fetched", {"name": reply.name, "seconds": seconds, "size_bytes": reply.size_bytes})
+            self._end(Outcome(slot=slot, contents=reply.contents))
+        elif isinstance(reply, Failed) and reply.kind == "full" and slot != _on_disk(slot):
+            self._ask(candidate, _on_disk(slot), patience_s)
         elif isinstance(reply, Failed) and reply.kind == "internal" and not reply.answered:
-            self._saver_died(candidate, reply.why, patience_s)
+            self._saver_died(candidate, slot, reply.why, patience_s)
         elif isinstance(reply, Failed):
             self._end(Outcome(slot=None, why=reply.why, unreachable=not reply.answered))
 
-    def _saver_died(self, candidate: Candidate, why: str, patience_s: float) -> None:
+    def _saver_died(self, candidate: Candidate, slot: int, why: str, patience_s: float) -> None:
         """Ask the next one, with the slot on disk: it may have been killed for the memory that this takes."""
         self._deaths += 1
         if self._deaths > MOST_DEATHS:
             self._end(Outcome(slot=None, why=why, unreachable=True))
         else:
-            self._ask(candidate, SPILL, patience_s)
+            self._ask(candidate, _on_disk(slot), patience_s)
 
     def _end(self, outcome: Outcome) -> None:
         self.slot, self._outcome = None, outcome
         then, self._then = self._then, None
         if then is not None:
             then(outcome)
+
+
+def _on_disk(slot: int) -> int:
+    """The slot that takes no memory, in the place of another one."""
+    return SPILL if slot < SLOTS else WHOLE_ON_DISK

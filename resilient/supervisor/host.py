@@ -45,6 +45,8 @@ class Ports:
     """Seconds for which devices have been held without a newly committed step."""
     say: Callable[[str], None]
     """A line for whoever reads the log."""
+    give_back: Callable[[], None]
+    """The slots that all ranks share are read no more."""
     settled: Callable[[int], None]
     last_saved: Callable[[int, bool], None]
     """The state of a final or stopping boundary is durable, or is not."""
@@ -130,7 +132,9 @@ class Host:
         self.tiers.can_save = may
 
     def _durable(self) -> list[Candidate]:
-        return [Candidate(attempt=ref.attempt, step=ref.step, name=ref.name) for ref in self._saved]
+        return [
+            Candidate(attempt=ref.attempt, step=ref.step, name=ref.name, ranks=ref.world_size) for ref in self._saved
+        ]
 
     def number(self, attempt: int) -> None:
         """The store is open and has said which attempt this is."""
@@ -264,13 +268,13 @@ class Host:
             if outcome.unreachable:
                 self._ports.emit(ev.OpenFailed(why=outcome.why, wrong=False))
             elif agreement is self.agreement:
-                agreement.fetched(candidate.name, outcome.slot, outcome.why)
+                agreement.fetched(candidate.name, outcome.slot, outcome.why, outcome.contents)
 
         self._fetching.want(candidate, self._patience_s, answered)
 
     def _refused(self, candidate: Candidate) -> None:
         """A state that one rank cannot use is no snapshot."""
-        if candidate.slot is not None:
+        if candidate.slot is not None and candidate.contents is None:
             self.tiers.slots.void(candidate.slot)
 
     def _nothing_left(self) -> None:
@@ -313,6 +317,8 @@ class Host:
     def _train(self, now: float) -> None:
         if self.effective is None:
             return
+        if self._fetching.forget_whole():
+            self._ports.give_back()
         settings = self.effective.settings
         past = self._past or Cadence(durable=settings.every)
         cadence = replace(

@@ -244,6 +244,7 @@ class Supervisor:
             now=time.monotonic,
             held_s=lambda: self.job.ledger.held(time.monotonic()),
             say=self._scene.say,
+            give_back=self._scene.give_back,
             settled=self._on_settled,
             last_saved=lambda step, ok: None,
         )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from resilient import settings as settings_
-from resilient.checkpoint.arena import Slot, create_arena
+from resilient.checkpoint.arena import Slot, create_arenas
 from resilient.core.events import Debit
 from resilient.core.hangs import Bounds
 from resilient.core.job import Job
@@ -25,6 +25,7 @@ from resilient.core.redact import Redactor, clean_argv, clean_url, secrets_of, s
 from resilient.errors import SettingsError
 from resilient.facts import Platform
 from resilient.launch import Launch
+from resilient.link.board import SLOTS
 from resilient.settings import Effective, Settings
 from resilient.supervisor import descendants
 from resilient.supervisor.console import Console
@@ -64,7 +65,7 @@ class Scene:
     control: Control
     place: Place
     terminal: bool
-    _slots: list[Slot]
+    _slots: dict[int, list[Slot]]
 
     @property
     def settings(self) -> Settings:
@@ -124,12 +125,13 @@ class Scene:
 
     def make_slots(self) -> dict[int, list[int]]:
         """The arena of every rank: memory that outlives its workers."""
-        slots: dict[int, list[int]] = {}
-        for rank in range(self.launch.nproc):
-            made = create_arena(rank, self.journal_dir)
-            self._slots += made
-            slots[rank] = [slot.fd for slot in made]
-        return slots
+        self._slots = create_arenas(self.launch.nproc, self.journal_dir)
+        return {rank: [slot.fd for slot in slots] for rank, slots in self._slots.items()}
+
+    def give_back(self) -> None:
+        """What all ranks have read together is needed no more."""
+        for slot in self._slots[0][SLOTS:]:
+            slot.give_back()
 
     def say(self, text: str) -> None:
         """A line of our own for whoever reads the log."""
@@ -159,7 +161,7 @@ class Scene:
         self.control.close()
         self.signals.close()
         self.journal.close()
-        for slot in self._slots:
+        for slot in (slot for slots in self._slots.values() for slot in slots):
             slot.close()
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.console.close(timeout_s=5.0)
@@ -205,7 +207,7 @@ def set_up(launch: Launch, environ: Mapping[str, str]) -> Scene:
         control=control,
         place=place,
         terminal=terminal,
-        _slots=[],
+        _slots={},
     )
     _write_start(scene)
     left = descendants.end_leftovers(run, grace_s=LEFTOVER_GRACE_S)

@@ -22,13 +22,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from resilient import settings as settings_
-from resilient.checkpoint.arena import create_arena
+from resilient.checkpoint.arena import create_arenas
 from resilient.checkpoint.requests import Opened
 from resilient.core import events as ev
 from resilient.core.exit_codes import ExitCode
 from resilient.core.redact import Redactor, secrets_of
 from resilient.errors import SettingsError
-from resilient.link.board import TERM, Board, row_base
+from resilient.link.board import SLOTS, TERM, Board, row_base
 from resilient.link.channel import Channel, Closed, send_descriptors
 from resilient.link.messages import FROM_WORKER, FromWorker, Hello, Leaving, Refuse, SaveEnded
 from resilient.supervisor.host import Host, Ports
@@ -48,7 +48,7 @@ class Keeper:
         self._selector = selectors.DefaultSelector()
         self._timers = Timers()
         self._board = Board.create(ranks)
-        self._arenas = {rank: create_arena(rank, tempfile.gettempdir()) for rank in range(ranks)}
+        self._arenas = create_arenas(ranks, tempfile.gettempdir())
         self._channels: dict[int, Channel[FromWorker]] = {}
         self._store = StoreLink(
             Identity(
@@ -142,9 +142,14 @@ class Keeper:
             now=time.monotonic,
             held_s=lambda: 0.0,
             say=self._say,
+            give_back=self._give_back,
             settled=self._on_settled,
             last_saved=self._on_saved,
         )
+
+    def _give_back(self) -> None:
+        for slot in self._arenas[0][SLOTS:]:
+            slot.give_back()
 
     def _on_event(self, event: ev.Event) -> None:
         if isinstance(event, ev.Announced):

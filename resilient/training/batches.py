@@ -11,7 +11,7 @@ base seed for the first iterator of a process only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -23,6 +23,7 @@ from resilient.training import rng
 from resilient.training.iterables import CountedSource, OwnSource, keeps_position
 from resilient.training.position import Position, Source, Tree, differences
 from resilient.training.seeding import Numbered, SeededData, Workers
+from resilient.training.shares import rest_of, together
 
 __all__ = ["Position", "Stream", "differences", "source_of"]
 
@@ -76,7 +77,8 @@ class LoaderSource:
         single = loader.batch_sampler is None
         inner = loader.sampler if single else loader.batch_sampler
         self._samplers = _samplers(loader)
-        self._order = Order(inner, _generators(loader, self._samplers))
+        self._order = Order(inner, _generators(loader, self._samplers), lambda before: rest_of(loader, before))
+        self._together = together(loader)
         self._workers = Workers(loader)
         order: dict[str, Any] = (
             {"batch_size": None, "sampler": self._order} if single else {"batch_sampler": self._order}
@@ -112,7 +114,7 @@ class LoaderSource:
         return iterator
 
     def found(self) -> Tree:
-        return {"start": self._order.start, "own": None}
+        return {"start": self._order.start, "own": None, "together": self._together}
 
     def close(self) -> None:
         self._workers.end()
@@ -121,8 +123,10 @@ class LoaderSource:
 class Order:
     """The user's sampler, from a position on, each item with its number."""
 
-    def __init__(self, inner: Any, generators: list[torch.Generator]) -> None:
+    def __init__(self, inner: Any, generators: list[torch.Generator], rest: Callable[[int], Any]) -> None:
+        """``rest``: what is left to this rank of an epoch of which others have used so many samples."""
         self._inner = inner
+        self._rest = rest
         self._generators = generators
         self._position: Position | None = None
         self._now: Tree | None = None
@@ -142,7 +146,7 @@ class Order:
         position = self._position
         assert position is not None, "prepare comes first"
         self._begin(position)
-        items = iter(self._inner)
+        items = iter(self._rest(position.before) if position.before else self._inner)
         for number in range(position.used):
             if next(items, _GONE) is _GONE:
                 raise CheckpointError(
@@ -152,7 +156,7 @@ class Order:
         if self._now is not None:
             rng.restore(self._now)
         for number, item in enumerate(items, position.used):
-            yield Numbered(position.epoch, number, item)
+            yield Numbered(position.epoch, position.before + number, item)  # what is seeded by it is not seeded again
 
     def _begin(self, position: Position) -> None:
         if position.start is None:
@@ -196,9 +200,10 @@ class Stream:
             if batch is not _GONE:
                 self._used += 1
                 return batch
-            if not self._used:
+            if not self._used and not self._begun.before:
                 raise SettingsError("cannot train: the loader gives no batch; check data set, batch size, drop_last")
-            self._begun, self._used = replace(self._begun, epoch=self._begun.epoch + 1, used=0, start=None, own=None), 0
+            epoch = self._begun.epoch + 1
+            self._begun, self._used = replace(self._begun, epoch=epoch, used=0, before=0, start=None, own=None), 0
             self._epoch = None
 
     def close(self) -> None:

@@ -16,9 +16,10 @@ from collections.abc import Callable, Mapping, Sequence
 from resilient.checkpoint.arena import Slot
 from resilient.errors import CheckpointError, ResilientError
 from resilient.link.attach import Attachment
+from resilient.link.board import ON_DISK, SLOTS
 from resilient.link.channel import Closed
 from resilient.link.messages import Begin, FromHost, Go, Refuse, Tried, Try
-from resilient.training import restore
+from resilient.training import regroup, restore
 from resilient.training.restore import Candidate
 from resilient.training.state import Part
 
@@ -46,6 +47,9 @@ def agree(attachment: Attachment, parts: Mapping[str, Part], slots: Sequence[Slo
         raise unexpected(begin)
 
     def read(order: Try) -> Candidate:
+        if order.contents is not None:
+            shared = Slot.from_fd(attachment.shared_fds[order.slot - SLOTS], on_disk=order.slot in ON_DISK)
+            return regroup.read(order, shared, parts, attachment.index)
         record = attachment.board.record(attachment.index, order.slot)
         if record is None or record.step != order.step:
             raise CheckpointError(f"cannot restore {order.name}: slot {order.slot} holds no state of step {order.step}")

@@ -85,7 +85,7 @@ class CountedSource:
         loader.worker_init_fn = self._workers.start
         self._start: Tree | None = None
         if warn:
-            _say(
+            say(
                 f"a resume will fetch again, and drop, all that the epoch has used, because "
                 f"{type(loader.dataset).__name__} is iterable-style "
                 + ("and has workers" if keeps_position(loader.dataset) else "and has no state_dict")
@@ -115,7 +115,7 @@ class CountedSource:
                     "used; give the data set and batch size that it was saved with"
                 )
         if position.used:
-            _say(f"fetched {position.used} used batches again, in {time.monotonic() - begun:.1f} s")
+            say(f"fetched {position.used} used batches again, in {time.monotonic() - begun:.1f} s")
         if now is not None:
             rng.restore(now)
         return iterator
@@ -136,5 +136,6 @@ def _put_back(loader: DataLoader[Any], start: Tree) -> None:
         generator.set_state(state.clone())
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """To whoever reads the log of the training."""
     sys.stderr.write(f"resilient: {text}\n")

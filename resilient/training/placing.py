@@ -19,7 +19,6 @@ from resilient.checkpoint.objects import Path, render
 from resilient.checkpoint.tensors_sharded import (
     Mesh,
     Shard,
-    Sharding,
     exchanged,
     is_dtensor,
     leaves,
@@ -32,20 +31,21 @@ from resilient.checkpoint.tensors_sharded import (
 from resilient.training.sharded import Block
 from resilient.training.state import OptimizerPart, Part
 
-Source: TypeAlias = "Callable[[Path, Shard, Sharding], Tensor | str]"
-"""The local tensor that is wanted in the place of the saved one, or why there is none."""
+Source: TypeAlias = "Callable[[Path, Shard, Tensor], Tensor | str]"
+"""The local tensor for a live DTensor, in the place of a saved one; or why there is none."""
 _PLACEMENT: Final = re.compile(r"Shard\(([0-9]{1,3})\)|Replicate\(\)")
 
 
-def own(path: Path, saved: Shard, wanted: Sharding) -> Tensor | str:
+def own_block(path: Path, saved: Shard, live: Tensor) -> Tensor | str:
     """From a rank's own image, which has its own block alone."""
-    return saved.local if saved.sharding == wanted else f"saved as {saved.sharding}, now {wanted}"
+    now = sharding_of(live)
+    return saved.local if saved.sharding == now else f"saved as {saved.sharding}, now {now}"
 
 
 class Placing:
     """Puts blocks in the place of saved shards; ``found`` says, by path, what is in the way of it."""
 
-    def __init__(self, parts: Mapping[str, Part], source: Source = own) -> None:
+    def __init__(self, parts: Mapping[str, Part], source: Source = own_block) -> None:
         self._parts = parts
         self._source = source
         self._captured: dict[str, object] = {}
@@ -68,9 +68,9 @@ class Placing:
         if isinstance(model, Tensor) and model.shape == whole:
             if not is_dtensor(model):
                 return f"saved as {saved.sharding}, now a plain tensor"
-            local = self._source(path, saved, sharding_of(model))
+            local = self._source(path, saved, model)
             return local if isinstance(local, str) else Block(local=local, shape=whole, form=partial(like, live=model))
-        mesh = self._known_meshes().get(saved.sharding.mesh) if self._source is own else None
+        mesh = self._known_meshes().get(saved.sharding.mesh) if self._source is own_block else None
         placements = saved.sharding.placements
         if mesh is None or not all(map(_PLACEMENT.fullmatch, placements)):
             return f"saved as {saved.sharding}, and nothing of this run says how it is to be now"

@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, fields
+from typing import Any, Final, Protocol
 
 from resilient.errors import CheckpointError
 
 Tree = dict[str, Any]
 _KEYS = {"seed", "epoch", "used", "start", "own"}
+_LATER_KEYS = {"before", "together", "of_others"}
+"""A position that was saved before there were these has none of them."""
+ALIKE: Final = "alike"
+APART: Final = "apart"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,10 +30,16 @@ class Position:
     """The generators when the epoch's sampler was first asked, or its data set."""
     own: Any = None
     """What the loader or data set itself says of its position, where it can."""
+    before: int = 0
+    """Samples of the epoch that other numbers of ranks had used, all of them together; ``used`` counts from there."""
+    together: int = 0
+    """Samples that one batch of every replica makes up, where a DistributedSampler deals them."""
+    of_others: str = ""
+    """Where it is that of another number of ranks, and so has to be found anew: whether these had it ``ALIKE``."""
 
     def to_tree(self) -> Tree:
         """As a part of the image."""
-        return {"seed": self.seed, "epoch": self.epoch, "used": self.used, "start": self.start, "own": self.own}
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @classmethod
     def from_tree(cls, tree: Tree) -> Position:
@@ -50,9 +60,11 @@ def differences(tree: object) -> list[str]:
     """What is wrong with a saved position."""
     if tree is None:
         return []
-    if not isinstance(tree, dict) or tree.keys() != _KEYS:
+    if not isinstance(tree, dict) or tree.keys() - _LATER_KEYS != _KEYS:
         return ["run.data: not a position"]
-    numbers = [tree["seed"], tree["epoch"], tree["used"]]
+    numbers = [tree["seed"], tree["epoch"], tree["used"], tree.get("before", 0), tree.get("together", 0)]
+    if tree.get("of_others", "") not in ("", ALIKE, APART):
+        return ["run.data: not a position"]
     if not all(type(number) is int for number in numbers) or min(numbers[1:]) < 0:
         return ["run.data: not a position"]
     start = tree["start"]

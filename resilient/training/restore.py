@@ -18,7 +18,7 @@ from resilient.errors import CheckpointError
 from resilient.facts import cpus
 from resilient.link.board import SlotRecord
 from resilient.training import batches, rng
-from resilient.training.placing import Placing
+from resilient.training.placing import Placing, Source, own_block
 from resilient.training.state import Memo, OptimizerPart, Part, in_load_order
 
 _SHOWN: Final = 5
@@ -44,6 +44,8 @@ class Candidate:
     """What has memory of its own already."""
     size_bytes: int = 0
     read_s: float = 0.0
+    saved_by: int | None = None
+    """How many ranks, where that is another number than there are now."""
 
 
 def read(name: str, record: SlotRecord, slot: Slot, parts: Mapping[str, Part], *, ranks: int) -> Candidate:
@@ -62,7 +64,7 @@ def read(name: str, record: SlotRecord, slot: Slot, parts: Mapping[str, Part], *
     verifier = threading.Thread(target=verify, name="resilient-digest")
     verifier.start()
     try:
-        candidate = check(name, first, own, parts, step=record.step)
+        candidate = check(name, tensors.unflatten(pair.read(first, own)), parts, step=record.step)
         for part_name, part in in_load_order(parts):
             if isinstance(part, OptimizerPart):
                 _copy(part.prepare(candidate.state[part_name], candidate.memo), ranks)
@@ -80,9 +82,8 @@ def _copy(copies: list[tuple[Tensor, Tensor]], ranks: int) -> None:
             copied.result()
 
 
-def check(name: str, first: memoryview, second: memoryview, parts: Mapping[str, Part], *, step: int) -> Candidate:
-    """Two images as a candidate for these parts; a :class:`CheckpointError` says what does not fit."""
-    tree = tensors.unflatten(pair.read(first, second))
+def check(name: str, tree: object, parts: Mapping[str, Part], *, step: int, source: Source = own_block) -> Candidate:
+    """What was read as a candidate for these parts; a :class:`CheckpointError` says what does not fit."""
     if not isinstance(tree, dict) or tree.keys() != {"state", "run"}:
         raise CheckpointError(f"cannot restore {name}: the image is not one of a run")
     own, state = tree["run"], tree["state"]
@@ -92,7 +93,7 @@ def check(name: str, first: memoryview, second: memoryview, parts: Mapping[str, 
     found += rng.differences(own["rng"]) + batches.differences(own["data"])
     found += [f"state.{part}: not in what was saved" for part in sorted(parts.keys() - state.keys())]
     found += [f"state.{part}: saved, but not given to Run" for part in sorted(state.keys() - parts.keys())]
-    placing = Placing(parts)
+    placing = Placing(parts, source)
     for part in sorted(parts.keys() & state.keys()):
         state[part] = placing.placed(part, state[part])
         if not placing.found:

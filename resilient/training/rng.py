@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Collection
 from typing import Any, Final
@@ -37,6 +38,19 @@ def restore(tree: Tree) -> None:
             torch.cuda.set_rng_state(state.clone(), device)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"cannot restore the random number generators: {error}") from error
+
+
+def derived(tree: Tree, rank: int) -> Tree:
+    """Generators for a rank that has none yet, made of another rank's: its own, and the same each time."""
+    text = f"{tree['python']}/{tree['torch'].tolist()}/{rank}"
+    seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+    devices = [torch.cuda.current_device()] if tree["cuda"] else []
+    return {
+        "python": random.Random(seed).getstate(),
+        "numpy": np.random.RandomState(seed & 0xFFFFFFFF).get_state(legacy=False),
+        "torch": torch.Generator().manual_seed(seed).get_state(),
+        "cuda": {device: torch.Generator(f"cuda:{device}").manual_seed(seed).get_state() for device in devices},
+    }
 
 
 def differences(tree: object) -> list[str]:

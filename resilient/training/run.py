@@ -47,6 +47,7 @@ from resilient.training.boundary import Boundary
 from resilient.training.error_record import LastWords
 from resilient.training.progress import Progress
 from resilient.training.restore import Candidate
+from resilient.training.shares import regrouped
 from resilient.training.snapshots import Fence, Snapshots
 from resilient.training.state import owned, parts_of
 from resilient.version import version
@@ -160,6 +161,9 @@ class Run:
         own = owned({"rng": candidate.rng, "data": candidate.data})
         self._now, self._data = own["rng"], own["data"]
         self._resumed_from = candidate.step
+        if candidate.saved_by is not None and self._link.index == 0:
+            ranks = f"{candidate.saved_by} ranks have saved it, and there are {self._facts.world_size} now"
+            self._link.send(Note(text=f"resumed from {candidate.name}: {ranks}"))
         self._progress.resume(candidate.step)
 
     def _put_generators_back(self) -> None:
@@ -257,6 +261,7 @@ class Run:
             return self._stream
         self._refuse_double_position(loader)
         position = Position.from_tree(self._data) if self._data else Position(seed=torch.initial_seed())
+        position = regrouped(position, loader, warn=self._facts.rank == 0)
         self._stream = Stream(source_of(loader, seed=position.seed, rank=self._facts.rank), position)
         self._loader = loader
         return self._stream

@@ -9,19 +9,24 @@ repeated, but for what the sampler itself does at the end of an epoch: it repeat
 order, fewer than there are ranks, so that all have equally many; or, with ``drop_last``, leaves as many out.
 
 An order that a rank's own generators make (``shuffle=True`` without a DistributedSampler) is known to that rank alone,
-and an iterable data set has none: these cannot go on with another number of ranks.
+and an iterable data set has none: these cannot go on with another number of ranks. Where all ranks had the very same
+position, as under tensor parallelism, where all take the same batches, each goes on with it, and that is said.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Final
 
 import torch
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Sampler
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, Sampler
+from torch.utils.data.sampler import RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from resilient.errors import CheckpointError
+from resilient.training.iterables import say
+from resilient.training.position import ALIKE, Position
 
 
 def samples_used(batches: int, *, batch_size: int, ranks: int, before: int = 0) -> int:
@@ -106,3 +111,51 @@ def dealt_by(loader: object) -> DistributedSampler[Any]:
         )
     sampler: DistributedSampler[Any] = loader.sampler  # type: ignore[attr-defined]
     return sampler
+
+
+def rest_of(loader: DataLoader[Any], before: int) -> Any:
+    """In the place of a loader's sampler: what this rank takes of the rest of the epoch, in batches as its own."""
+    rest = RestOfEpoch(dealt_by(loader), before)
+    return rest if loader.batch_size is None else BatchSampler(rest, loader.batch_size, loader.drop_last)
+
+
+def together(loader: DataLoader[Any]) -> int:
+    """Samples that one batch of every replica makes up; 0 where no DistributedSampler deals them."""
+    try:
+        return (loader.batch_size or 1) * int(dealt_by(loader).num_replicas)
+    except CheckpointError:
+        return 0
+
+
+def regrouped(position: Position, loader: object, *, warn: bool) -> Position:
+    """A position of another number of ranks as one of this number; CheckpointError where the epoch cannot go on."""
+    if not position.of_others:
+        return position
+    if not position.used and not position.before:
+        return replace(position, of_others="", start=None, own=None)  # at the beginning of an epoch
+    if position.of_others == ALIKE and not position.before and not position.together and _is_plain(loader):
+        if warn:
+            say(
+                f"each rank goes on after {position.used} batches of the epoch, as there is no DistributedSampler: if "
+                "ranks take different samples, some are lost or repeated now that their number is another one"
+            )
+        return replace(position, of_others="")
+    dealt_by(loader)
+    if position.used and not position.together:
+        raise CheckpointError(
+            "cannot go on in the middle of an epoch with another number of ranks: it was saved with a loader without "
+            "DistributedSampler; use that loader, and the number of ranks that it was saved with"
+        )
+    before = position.before + position.used * position.together
+    return replace(position, before=before, used=0, start=None, own=None, of_others="")
+
+
+def _is_plain(loader: object) -> bool:
+    """Whether it is a list of batches, or a DataLoader of torch's own that gives equal ranks equal batches."""
+    if not isinstance(loader, DataLoader):
+        return isinstance(loader, Sequence)
+    own = type(loader).__iter__ is DataLoader.__iter__ and not isinstance(loader.dataset, IterableDataset)
+    return own and type(loader.batch_sampler) in (BatchSampler, type(None)) and type(loader.sampler) in _LOCAL
+
+
+_LOCAL: Final = (RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler)

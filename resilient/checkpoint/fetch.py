@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading a checkpoint into the memory of the ranks: each rank's own state into its slot, or all of it into one."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from resilient.checkpoint.arena import Slot
+from resilient.checkpoint.digest import digest
+from resilient.checkpoint.layout import Manifest
+from resilient.checkpoint.requests import Fetch, Fetched
+from resilient.checkpoint.survey import read_manifest
+from resilient.checkpoint.vault import Vault
+from resilient.checkpoint.whole import Whole
+from resilient.errors import CheckpointError
+from resilient.link.board import SLOTS, Extent, SlotRecord
+
+
+def fetch(vault: Vault, asked: Fetch, slot_of: Callable[[int, int], Slot], patient: Callable[..., Any]) -> Fetched:
+    """Do it, every byte verified. ``slot_of`` has the slots by rank and number; ``patient`` calls again what fails."""
+    begun_s = time.monotonic()
+    manifest: Manifest = patient(read_manifest, vault.store, asked.name)
+    if asked.slot >= SLOTS:
+        whole = _into_one(vault, asked, manifest, slot_of(0, asked.slot), patient)
+        contents = Extent(size=len(whole.head), digest=digest(whole.head))
+        records: tuple[SlotRecord, ...] = ()
+        size_bytes = whole.size_bytes
+    else:
+        slots = [slot_of(rank, asked.slot) for rank in range(asked.world_size)]
+        contents = None
+        records = _into_each(vault, asked, manifest, slots, patient)
+        size_bytes = sum(record.size for record in records)
+    seconds = time.monotonic() - begun_s
+    return Fetched(
+        id=asked.id, name=asked.name, records=records, seconds=seconds, size_bytes=size_bytes, contents=contents
+    )
+
+
+def _into_one(vault: Vault, asked: Fetch, manifest: Manifest, slot: Slot, patient: Callable[..., Any]) -> Whole:
+    """All files, once, into the slot that all ranks share: each of them takes what it needs."""
+    whole = Whole.of(manifest)
+    slot.check(whole.size_bytes, asked.available_bytes)
+    slot.reserve(whole.size_bytes)
+    view = slot.view(whole.size_bytes)
+    view[: len(whole.head)] = whole.head
+    for file in manifest.files:
+        patient(vault.read_image, asked.name, file, whole.image(view, file.file))
+    return whole
+
+
+def _into_each(
+    vault: Vault, asked: Fetch, manifest: Manifest, slots: Sequence[Slot], patient: Callable[..., Any]
+) -> tuple[SlotRecord, ...]:
+    """What ranks have alike is read once, and copied."""
+    if manifest.world_size != len(slots):
+        raise CheckpointError(
+            f"cannot restore {asked.name} for {len(slots)} ranks, each its own: {manifest.world_size} have saved it; "
+            "this is a bug of resilient, please report it"
+        )
+    records = tuple(_record(manifest, rank, asked.slot) for rank in range(manifest.world_size))
+    available = None if asked.available_bytes is None else asked.available_bytes // len(records)
+    for slot, record in zip(slots, records, strict=True):
+        slot.check(record.size, available)
+        slot.reserve(record.size)
+    first: dict[str, Slot] = {}
+    for slot, record, files in zip(slots, records, manifest.ranks, strict=True):
+        view = slot.view(record.size)
+        tensors = view[: record.tensors.size]
+        if files.tensors in first:
+            _copy(first[files.tensors].fd, tensors)
+        else:
+            first[files.tensors] = slot
+            patient(vault.read_image, asked.name, manifest.file(files.tensors), tensors)
+        patient(vault.read_image, asked.name, manifest.file(files.own), view[record.own_offset :])
+    return records
+
+
+def _record(manifest: Manifest, rank: int, slot: int) -> SlotRecord:
+    """Where the state of a rank will lie in its slot."""
+    files = manifest.ranks[rank]
+    tensors, own = (manifest.file(name) for name in (files.tensors, files.own))
+    return SlotRecord(
+        slot=slot,
+        attempt=manifest.attempt,
+        step=manifest.step,
+        tensors=Extent(size=tensors.size, digest=tensors.digest),
+        own=Extent(size=own.size, digest=own.digest),
+    )
+
+
+def _copy(fd: int, target: memoryview) -> None:
+    """Fill ``target`` from the beginning of a file in memory; a short file leaves what digests refuse."""
+    done = 0
+    while done < len(target) and (count := os.preadv(fd, [target[done:]], done)):
+        done += count
