@@ -87,7 +87,7 @@ def nothing_left_behind() -> Iterator[None]:
     left = _shared_files() - files
     if left:
         mapped = _mapped_by_others()
-        left = {path for path in left if str(path) not in mapped}
+        left = {path for path in left if _inode(path) not in mapped}
     for path in left:
         path.unlink(missing_ok=True)
     assert not commands, f"processes left running: {commands}"
@@ -130,12 +130,23 @@ def _shared_files() -> set[Path]:
     return set(SHARED_MEMORY.iterdir()) if SHARED_MEMORY.is_dir() else set()
 
 
-def _mapped_by_others() -> str:
-    """The memory maps of all other processes: a file of theirs is not this test's doing."""
-    maps = []
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return None
+
+
+def _mapped_by_others() -> set[int | None]:
+    """Files in shared memory that other processes map: not this test's doing. Semaphores are mapped under another name,
+    before they get their own, so it is their numbers that tell."""
+    found: set[int | None] = {None}
     for listing in Path("/proc").glob("[0-9]*/maps"):
-        try:
-            maps.append(listing.read_text() if listing.parent.name != str(os.getpid()) else "")
-        except OSError:
-            continue  # it has ended meanwhile, or is another user's
-    return "\n".join(maps)
+        if listing.parent.name == str(os.getpid()):
+            continue
+        with contextlib.suppress(OSError):  # it has ended meanwhile, or is another user's
+            lines = (line.split(None, 5) for line in listing.read_text(errors="replace").splitlines())
+            found.update(
+                int(words[4]) for words in lines if len(words) == 6 and words[5].startswith(str(SHARED_MEMORY))
+            )
+    return found
