@@ -33,6 +33,8 @@ INTERNAL_PREFIX: Final = "RESILIENT_INTERNAL_"
 """What a supervisor tells its workers, and nobody else may."""
 LINK_VARIABLE: Final = INTERNAL_PREFIX + "LINK"
 ERROR_FILE_VARIABLE: Final = INTERNAL_PREFIX + "ERROR_FILE"
+LATE: Final = ".late"
+"""After the name of a worker's error record: what its interpreter remembered of an exception as it ended."""
 STACKS_VARIABLE: Final = INTERNAL_PREFIX + "STACKS"
 
 # These become parts of paths in the store: nothing that could leave its directory.

@@ -196,3 +196,21 @@ def test_a_forked_childs_exception_is_not_the_workers(tmp_path: Path) -> None:
     """A DataLoader worker or a pool that dies must not overwrite the evidence."""
     _, path = run("pid = os.fork()\nif not pid:\n    raise ValueError('child')\nos.waitpid(pid, 0)", tmp_path)
     assert not path.exists()
+
+
+def test_a_hook_in_place_of_ours_does_not_keep_the_exception_to_itself(tmp_path: Path) -> None:
+    """What the interpreter remembers at its end is recorded apart: it may be older than the end."""
+    done, path = run("sys.excepthook = lambda *error: print('mine')\nraise KeyError('labels')\n", tmp_path)
+    assert (done.returncode, done.stdout) == (1, "mine\natexit ran\n")
+    found = wire.decode(path.with_name("error.json.late").read_bytes(), {"ErrorRecord": ErrorRecord})
+    assert (found.type, found.message, found.step) == ("KeyError", "'labels'", 41)
+    assert not path.exists()
+
+
+def test_an_exception_that_our_hook_has_seen_is_recorded_once(tmp_path: Path) -> None:
+    """And nothing is recorded of a worker that ends in good order."""
+    run("raise KeyError('labels')", tmp_path)
+    assert [path.name for path in tmp_path.glob("error*")] == ["error.json"]
+    (tmp_path / "error.json").unlink()
+    run("pass", tmp_path)
+    assert list(tmp_path.glob("error*")) == []

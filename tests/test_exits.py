@@ -121,6 +121,20 @@ def test_leaving_with_0_in_the_middle_of_the_loop_is_no_end(folder: Folder) -> N
     assert folder.notes[-1] == "4"
 
 
+def test_a_handler_that_exits_with_0_hides_no_exception(folder: Folder) -> None:
+    """Some libraries end a process at its end, with 0 whatever came before; the worker's record says what came."""
+    text = """
+import atexit, os
+from resilient.training.error_record import LastWords
+path = os.environ["RESILIENT_INTERNAL_ERROR_FILE"]
+LastWords(rank=0, path=path, torchelastic_path=None, supervised=True).install()
+atexit.register(os._exit, 0)
+raise ValueError("wrong rate")
+"""
+    ended = folder.run(folder.script(text))
+    assert (ended.code, ended.rules) == (114, ["user-value-error"] * 2), ended.stderr
+
+
 def test_a_rank_that_ends_early_holds_nobody_up(folder: Folder) -> None:
     """Ranks that share nothing may end one after the other: the last ones wait for no common last state."""
     leaving = 'if __import__("os").environ["RANK"] == "0": break'

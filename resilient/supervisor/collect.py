@@ -16,6 +16,7 @@ from resilient.core.error_text import from_torchelastic
 from resilient.core.evidence import ErrorLink, ErrorRecord, Evidence, Hang, RankEvidence
 from resilient.core.kernel_log import about
 from resilient.core.redact import Redactor
+from resilient.facts import LATE
 from resilient.link.board import Board
 from resilient.supervisor.group import Member
 from resilient.supervisor.leavings import read_whole
@@ -96,7 +97,7 @@ def _last_lines(text: str, redactor: Redactor) -> str:
 
 def read_error(ours: Path, torchelastic: Path, redactor: Redactor) -> ErrorRecord | None:
     """The worker's own record, else what torchelastic's ``@record`` wrote, else ``None``."""
-    text = _read(ours)
+    text = _read(ours) or _read(ours.with_name(ours.name + LATE))
     record = None
     if text is not None:
         try:

@@ -207,7 +207,8 @@ class Crew:
         self._remove(member.process.pidfd)
         pulse = self._board.pulse(member.rank)
         midway = pulse.opened and (pulse.looping or pulse.place == STEP)
-        clean = exit_.code == 0 and not midway
+        # An exit code of 0 may be that of a handler at the interpreter's end, after the exception that ended it.
+        clean = exit_.code == 0 and not midway and not member.error_file.exists()
         self._emit(ev.WorkerEnded(rank=member.rank, clean=clean, finished=pulse.place == FINISHED))
         self._answered(member.rank)
 

@@ -8,6 +8,7 @@ the one ``SystemExit`` that gives an unsupervised worker its exit code.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import json
@@ -26,6 +27,7 @@ from resilient.core.evidence import ErrorLink, ErrorRecord, Ruling
 from resilient.core.exit_codes import ExitCode
 from resilient.core.traceback_text import is_users, parse_traceback
 from resilient.errors import CheckpointError, Reschedule, Retry, SettingsError, Stop
+from resilient.facts import LATE
 
 MESSAGE_CHARS: Final = 4096
 TRACEBACK_CHARS: Final = 32 * 1024
@@ -55,15 +57,18 @@ class LastWords:
         self._torchelastic_path = torchelastic_path
         self._supervised = supervised
         self._pid = os.getpid()
+        self._heard = False
         self._before = sys.excepthook
 
     def install(self) -> None:
         """From now on this hears of every uncaught exception."""
         self._before = sys.excepthook
         sys.excepthook = self._hear
+        atexit.register(self._look_back)
 
     def uninstall(self) -> None:
         """Undo ``install``, unless somebody has hooked in since."""
+        atexit.unregister(self._look_back)
         if sys.excepthook == self._hear:
             sys.excepthook = self._before
 
@@ -71,6 +76,7 @@ class LastWords:
         if os.getpid() != self._pid:  # a forked child's exception is not the worker's
             self._before(kind, error, trace)
             return
+        self._heard = True
         code = None if self._supervised else exit_code(error)
         try:
             self._write(error)
@@ -84,6 +90,18 @@ class LastWords:
         with contextlib.redirect_stderr(sys.__stderr__ or io.StringIO()):
             self._before(kind, error, trace)
         raise SystemExit(int(code))  # the interpreter then ends in good order, with atexit and logging, and this code
+
+    def _look_back(self) -> None:
+        """A hook that was put in place of ours has kept quiet; the interpreter remembers what it showed last.
+
+        That may be older than the end, so it stands in a file of its own, which proves no failure by being there.
+        """
+        error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
+        if self._path and not self._heard and os.getpid() == self._pid and isinstance(error, BaseException):
+            try:
+                _replace(self._path + LATE, wire.encode(describe(error, rank=self._rank, step=self.step())))
+            except Exception as failure:  # as above
+                _complain(failure)
 
     def _write(self, error: BaseException) -> None:
         if self._path:
