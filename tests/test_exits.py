@@ -315,6 +315,7 @@ def test_observing_acts_as_torchrun_would(folder: Folder) -> None:
     script = folder.script("raise ValueError('wrong rate')")
     ended = folder.run("--observe", script)
     assert (ended.code, ended.attempts, ended.rules) == (1, 1, ["user-value-error"])
+    assert ended.termination["name"] == "observed_failure"
     again = folder.run("--observe", "--max-restarts", "2", script)
     assert (again.code, again.attempts) == (1, 3)
     assert "wrong rate" in again.stderr

@@ -147,6 +147,7 @@ def test_a_file_where_the_directory_should_be(tmp_path: Path) -> None:
     folder.checkpoints.write_text("not a directory")
     ended = folder.run("--checkpoints", folder.checkpoints / "run", folder.script(HEAD + "note('started')"))
     assert (ended.code, folder.notes) == (115, []), ended.stderr
+    assert f"read more: resilient explain {tmp_path / 'journal-1'}" in ended.stderr  # nothing of it is in the store
 
 
 def test_without_a_store_the_journal_keeps_the_record(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import json
 import os
 from typing import Any, Final
 
-from resilient.core.exit_codes import ExitCode
+from resilient.core.exit_codes import OBSERVED_FAILURE, ExitCode
 
 LIMIT: Final = 1024
 """Bytes, with the line's end."""
@@ -50,6 +50,8 @@ def message(
 
 def exit_name(code: int) -> str:
     """The contract's word for a code, for programs: ``code_fault``."""
+    if code == OBSERVED_FAILURE:
+        return "observed_failure"
     try:
         return ExitCode(code).name.lower()
     except ValueError:

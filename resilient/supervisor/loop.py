@@ -119,6 +119,11 @@ class Supervisor:
             self._work_off()
         return self.exit
 
+    @property
+    def ships(self) -> bool:
+        """The store is open: what the journal says can be read there."""
+        return self._store.opened is not None
+
     def close(self) -> None:
         """End the saver, once it has done what it was asked, and let go of everything."""
         for part in (self._crew, self._witnesses, self._preflight):
@@ -227,7 +232,7 @@ class Supervisor:
 
     def _ship(self) -> None:
         """Keep a copy of the journal in the store; failing to is never a reason to stop."""
-        cut = self._scene.journal.segment() if self._store.opened is not None else None
+        cut = self._scene.journal.segment() if self.ships else None
         if cut is not None:
             number, path = cut
             self._store.ship(number, str(path), lambda ok: self._scene.journal.shipped(number) if ok else None)

@@ -85,8 +85,9 @@ def _leave(scene: Scene, supervisor: Supervisor, exit_: cm.Exit) -> None:
     verdict = supervisor.last.verdict if supervisor.last and exit_.code != ExitCode.FINISHED else None
     job = supervisor.job
     checkpoints = scene.settings.checkpoints
-    target = checkpoints if checkpoints is not None else str(scene.journal_dir)
-    name = ExitCode(exit_.code).name.lower() if exit_.code in set(ExitCode) else "observed_failure"
+    # A store that was never open holds nothing of this supervisor.
+    target = checkpoints if checkpoints is not None and supervisor.ships else str(scene.journal_dir)
+    name = termination.exit_name(exit_.code)
     scene.journal.write("exit", code=exit_.code, name=name, why=exit_.why, do=exit_.do)
     data = termination.message(
         exit_.code,
