@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from resilient.link.board import Board
 from resilient.supervisor.signals import WANTED, Signals
+from resilient.training.signals import install
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -93,3 +95,18 @@ def test_reading_does_not_wait(signals: Signals) -> None:
     """Nothing there is an empty list."""
     assert signals.read() == []
     assert os.get_blocking(signals.fileno()) is False
+
+
+@pytest.mark.parametrize(("supervised", "code"), [(True, 143), (False, 196)])
+def test_a_worker_whose_host_is_gone_leaves_when_it_is_asked_to(supervised: bool, code: int) -> None:
+    """One that runs for itself with the contract's code: nothing can be saved any more."""
+    before = signal.getsignal(signal.SIGTERM)
+    board = Board.create(1)
+    try:
+        install(board, 0, supervised=supervised, host_is_gone=lambda: True)
+        with pytest.raises(SystemExit) as left:
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        board.close()
+    assert left.value.code == code

@@ -153,6 +153,7 @@ def test_training_goes_on_without_its_keeper(tmp_path: Path) -> None:
         assert training.end() == 0, training.errors
         assert training.has_all_bits(1)
         assert training.durable[-1] < STEPS
+        assert "could not be saved: the keeper of the checkpoints has ended" in training.errors
 
 
 @pytest.mark.slow

@@ -308,13 +308,16 @@ class Run:
         self._link.send(AtEnd(step=step))
         try:
             answer = self._answer(FinalSlot)
-        except handshake.HostGone:
-            return  # the supervisor's end is ours as well; without one the work is done all the same
-        if answer.slot is None:
-            return
-        self._snapshots.take(step, answer.slot, last=True)
-        if not self._link.supervised and not self._boundary.saved(step):
-            sys.stderr.write(f"resilient: the last state, of step {step}, could not be saved\n")
+        except handshake.HostGone:  # the supervisor's end is ours as well; without one the work is done all the same
+            is_saved = False
+        else:
+            if answer.slot is None:
+                return
+            self._snapshots.take(step, answer.slot, last=True)
+            is_saved = self._link.supervised or self._boundary.saved(step)
+        if not is_saved:
+            gone = f": the {self._link.host} has ended" if self._link.host_is_gone() else ""
+            sys.stderr.write(f"resilient: the last state, of step {step}, could not be saved{gone}\n")
 
     def _answer(self, *kinds: type[FromHost]) -> Any:
         """The host's answer; how an earlier save ended may come before it."""

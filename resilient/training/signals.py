@@ -10,6 +10,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Final
 
+from resilient.core.exit_codes import ExitCode
 from resilient.link.board import END, Board, row_base
 
 TERM: Final = 7
@@ -28,7 +29,7 @@ def install(board: Board, index: int, *, supervised: bool, host_is_gone: Callabl
         if os.getpid() != owner:  # a forked child: the host speaks to the worker only
             return
         if board.words[END] == 1 or host_is_gone():
-            raise SystemExit(LEAVE_NOW)
+            raise SystemExit(LEAVE_NOW if supervised else int(ExitCode.PREEMPTED_UNSAVED))
         if not supervised:
             board.words[term] = 1
 
