@@ -99,6 +99,8 @@ class Crew:
     def end(self, grace_s: float, *, ask: bool = False) -> None:
         """End them all; ``ask``: those that still run are asked before how far they are in their collectives."""
         self._grace_s = grace_s
+        for member in self.live:
+            self._on_messages(member)
         self._asked = {member.rank for member in self.members if ask and group.ask(member)}
         if self._asked:
             self._after("asked", ANSWER_S, self._end_unanswered)

@@ -39,7 +39,8 @@ class Member:
     spawned_at: float
     nccl_log: Callable[[], str] = str
     """The end of what NCCL has logged for it."""
-    collectives: tuple[Collectives, ...] = ()
+    collectives: tuple[Collectives, ...] | None = None
+    """How far it is in its groups; ``None`` while it has not said so."""
     exit: Exit | None = None
     order: int | None = None
     """How many had ended before it."""
@@ -146,8 +147,8 @@ def _start_one(
 
 
 def ask(member: Member) -> bool:
-    """Have a worker say how far it is in its collectives; False where nobody there listens."""
-    if member.exit is not None or member.channel is None:
+    """Have a worker say how far it is in its collectives; False where nobody listens, or it is dying and has told."""
+    if member.exit is not None or member.channel is None or member.collectives is not None:
         return False
     try:
         fd = os.open(ask_path(member.error_file.parent, member.rank), os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
