@@ -301,7 +301,7 @@ class Host:
             },
         )
         refused = {aside.name for aside in self.agreement.refused}
-        for aside in self.agreement.refused:
+        for aside in dict.fromkeys(self.agreement.refused):  # two slots may be refused for the same reason
             self._ports.say(
                 f"{aside.name} could not be used: {aside.why}; training goes on from step {self.agreement.step}"
             )
