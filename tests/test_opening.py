@@ -97,20 +97,25 @@ def test_who_asks_while_it_is_opened_gets_the_one_answer(tmp_path: Path) -> None
     def unwatch(fd: int) -> None:
         del watched[fd]
 
+    timers: dict[str, Callable[[], None]] = {}
+    said: list[str] = []
     answers: list[Opened | ev.OpenFailed] = []
     replies: list[Reply] = []
     identity = Identity(submission="sub", index=0, pod="pod", journal="", in_kubernetes=False)
     link = StoreLink(
         identity, {}, token="t", environ={}, watch=watched.__setitem__, unwatch=unwatch,
-        after=lambda name, seconds, action: None, note=lambda text: None,
+        after=lambda name, seconds, action: timers.update({name: action}), note=said.append,
     )  # fmt: skip
     settings = Settings(checkpoints=str(tmp_path / "run"))
     for _ in range(2):
         link.open(settings, fresh=False, until=float("inf"), then=answers.append)
+    timers["slow"]()
+    assert said == ["the checkpoint store has not been opened for 30 s; it is still waited for"]
     link.submit(lambda number: Claim(id=number, attempt=1, began_from=None, held_s=0.0), replies.append)
     while not replies:
         for fd in select.select(list(watched), [], [])[0]:
             watched[fd]()
     link.close(timeout_s=20.0)
-    assert [type(answer) for answer in answers] == [Opened]
+    timers["slow"]()
+    assert ([type(answer) for answer in answers], len(said)) == ([Opened], 1)
     assert isinstance(replies[0], Done)

@@ -197,6 +197,7 @@ def test_a_careless_store_is_refused() -> None:
     [
         ("", "empty"),
         ("a\nb", "control characters"),
+        ("s3://", "names no bucket"),
         ("nosuch://bucket/x", "schemes that fsspec knows"),
         ("gs://bucket/x", "package for gs:// is not installed .*gcsfs"),
         ("simplecache::s3://bucket/x", "chained"),

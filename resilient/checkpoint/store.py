@@ -74,6 +74,8 @@ def open_store(url: str, *, throttle: Throttle | None = None) -> Store:
         raise SettingsError(_cannot_open(scheme, shown, error)) from error
     except Exception as error:  # a back end's constructor may raise anything
         raise explain(error, f"open {shown}", *_secrets(url)) from error
+    if not str(root).strip("/"):
+        raise SettingsError(f"cannot use {shown} for checkpoints: it names no bucket; write {scheme}://bucket/run")
     kind = _S3Store if hasattr(fs, "call_s3") else _RemoteStore
     return kind(fs, str(root).rstrip("/"), shown, _secrets(url), throttle)
 

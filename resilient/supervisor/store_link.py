@@ -21,6 +21,8 @@ from resilient.supervisor.saver_process import SaverProcess
 
 REOPEN_S: Final = 5.0
 """Between tries at a store that refuses."""
+SLOW_S: Final = 30.0
+"""How often people are told that the store is still being opened."""
 LOCAL_LOCK_S: Final = 5.0
 """Outside Kubernetes a run that somebody holds is refused soon; inside, an old pod may still be ending."""
 MEMORY_REFUSED: Final = (
@@ -83,7 +85,15 @@ class StoreLink:
         While that goes on whoever asks once more waits for the same answer, which is given once.
         """
         if not self._opening:
+            self._say_slow(0.0)
             self._open(settings, fresh=fresh, until=until, then=then)
+
+    def _say_slow(self, waited_s: float) -> None:
+        """People at a terminal must not take a store that does not answer for a supervisor that stands still."""
+        if waited_s and self._opening:
+            self._note(f"the checkpoint store has not been opened for {waited_s:.0f} s; it is still waited for")
+        if self._opening or not waited_s:
+            self._after("slow", SLOW_S, lambda: self._say_slow(waited_s + SLOW_S))
 
     def _open(
         self, settings: Settings, *, fresh: bool, until: float, then: Callable[[Opened | ev.OpenFailed], None]
