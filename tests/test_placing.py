@@ -15,11 +15,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from resilient.checkpoint import tensors
+from resilient.checkpoint import digest, image, pair, tensors
 from resilient.checkpoint.arena import Slot
 from resilient.checkpoint.tensors_sharded import local_of
 from resilient.errors import CheckpointError
-from resilient.training import restore, sharing, steady
+from resilient.link.board import PAGE_BYTES
+from resilient.training import restore, sharing, spill, steady
 from resilient.training.copying import Batch, Copying
 from resilient.training.state import parts_of
 
@@ -79,6 +80,22 @@ def test_a_model_under_fsdp_and_its_optimizer_come_back(slot: Slot, dtype: torch
     assert all(map(torch.equal, before, after))
     assert [local_of(parameter).data_ptr() for parameter in fresh.parameters()] == lie_in
     assert all(isinstance(state["exp_avg"], DTensor) for state in other.state.values())
+
+
+def test_what_goes_through_a_file_is_the_same(tmp_path: Path) -> None:
+    """Where memory has no room for a snapshot, the same images are written by shard."""
+    model, optimizer = trained(2)
+    parts = parts_of({"model": model, "optimizer": optimizer})
+    captured = {name: part.capture() for name, part in parts.items()}
+    first, own = pair.split(tensors.flatten(captured, behind=steady.behind(parts)))
+    plan = pair.plan(first, own, None)
+    buffer = bytearray(plan.tensors.size_bytes)
+    image.write(first, plan.tensors, buffer)
+    with (tmp_path / "slot").open("w+b") as file:
+        file.truncate(plan.size_bytes + PAGE_BYTES)
+        extent, _ = spill.write(file.fileno(), first, own, plan)
+        assert extent.digest == digest.digest(memoryview(buffer))
+        assert file.read(extent.size) == buffer
 
 
 def test_what_fsdp_has_gathered_is_saved_by_shard() -> None:

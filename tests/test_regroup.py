@@ -26,6 +26,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from resilient.checkpoint.arena import Slot
 from resilient.checkpoint.fetch import fetch
 from resilient.checkpoint.requests import Fetch
+from resilient.checkpoint.survey import read_manifest
 from resilient.checkpoint.tensors_sharded import local_of
 from resilient.checkpoint.whole import Whole
 from resilient.errors import CheckpointError
@@ -132,6 +133,13 @@ def by_both(model: Network, mesh: Any) -> None:
     fully_shard(model, mesh=square["dp"])
 
 
+def by_hybrid(model: Network, mesh: Any) -> None:
+    """Two groups of two ranks, which have the same."""
+    if mesh.size() == 4:
+        mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+    by_fsdp(model, mesh)
+
+
 def block_of(tensor: Tensor, whole: Tensor) -> Tensor:
     """What torch says that this rank has of it."""
     if not isinstance(tensor, DTensor):
@@ -197,13 +205,14 @@ WAYS: Mapping[str, Callable[[Network, Any], None]] = {
     "fsdp": by_fsdp,
     "columns": by_columns,
     "both": by_both,
+    "hybrid": by_hybrid,
 }
 
 
 @pytest.mark.parametrize(
     ("way", "before"),
     [
-        pytest.param(way, before, marks=() if way in ("fsdp", "both") or before == 2 else pytest.mark.slow)
+        pytest.param(way, before, marks=() if way == "fsdp" or (before == 4 and way != "alike") else pytest.mark.slow)
         for way in WAYS
         for before in COUNTS
     ],
@@ -219,6 +228,13 @@ def test_every_number_of_ranks_takes_what_every_other_saved(saved: SavedRun, slo
                 check_all(live, seed=1)
                 assert (candidate.saved_by, candidate.step) == (before, STEP)
                 assert live["model"].seen.item() == (rank if rank < before else 0)  # type: ignore[attr-defined]
+
+
+def test_what_groups_of_ranks_have_alike_is_saved_once(saved: SavedRun) -> None:
+    """Under hybrid sharding; what the others have beside is their own."""
+    save(saved, 4, lambda rank, mesh: spread(rank, mesh, by_hybrid, seed=1))
+    files = read_manifest(saved.store, f"1-{STEP}").ranks
+    assert [rank.tensors for rank in files] == [f"tensors-{first}.safetensors" for first in (0, 1, 0, 1)]
 
 
 def test_any_way_of_sharding_takes_what_any_other_saved(saved: SavedRun, slot: Slot) -> None:
