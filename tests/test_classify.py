@@ -200,7 +200,7 @@ def test_to_leave_with_0_in_the_middle_of_training_is_a_fault_of_the_code(place:
     stopped = died(2, "ValueError", "half a batch", stopped=True)
     verdict = classify(Evidence(ranks=(replace(LEFT, place=place), lost, stopped)))
     assert (verdict.rule, verdict.culprit, verdict.step) == ("left-early", 0, 3)
-    assert verdict.why == "rank 0 left with exit code 0 in the middle of training"
+    assert verdict.why == "rank 0 left with exit code 0 in the middle of training; 1 other rank suffered from it"
 
 
 OTHERS = ({"place": Place.FINISHED}, {"place": Place.UNKNOWN}, {"stopped": True}, {"error": record("ValueError")})

@@ -58,8 +58,12 @@ class Verdict:
     """One plain sentence for people, naming rank, step and place where known."""
     fingerprint: str
     """Equal for the same fault on any rank, node, step, address or time."""
+    evidence: tuple[str, ...] = ()
+    """What it rests on, most telling first: quoted lines, the ending, counters."""
     culprit: int | None = None
     """Rank to blame; ``None`` where all ranks failed alike or nobody can be named."""
+    node: str | None = None
+    """Machine of the culprit, where it is known."""
     step: int | None = None
     """Step the culprit had entered."""
     ruled: bool = False

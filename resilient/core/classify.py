@@ -4,17 +4,19 @@
 Pure, total and deterministic. Each rank is matched against the table of rules;
 then one rank is blamed: the user's rulings before device verdicts, device
 verdicts before other culprits, culprits before victims, the first to end before
-the next.
+the next. The others are told of as its victims.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from resilient.core.causes import Verdict
+from resilient.core.causes import Cause, Verdict
 from resilient.core.collectives import absent
-from resilient.core.evidence import Evidence, RankEvidence
+from resilient.core.crowd import Crowd
+from resilient.core.evidence import UNNAMED, Evidence, RankEvidence
 from resilient.core.fingerprint import fingerprint
 from resilient.core.rule import Family, Role, Rule
 from resilient.core.rules import RULES
@@ -22,6 +24,7 @@ from resilient.core.symptoms import Symptoms, observe
 
 _QUOTE_CHARS: Final = 240
 _PRECEDENCE: Final = {rule.id: place for place, rule in enumerate(RULES)}
+_TO_BE_CORRECTED: Final = (Cause.USER_CODE, Cause.USER_DATA)
 _BY_EXIT_ALONE: Final = (Family.HOST, Family.EXIT)
 
 
@@ -38,12 +41,13 @@ class _Finding:
         return self.symptoms.rank
 
 
-def classify(evidence: Evidence) -> Verdict:
+def classify(evidence: Evidence, rules: Sequence[Rule] = RULES) -> Verdict:
     """Say what ended the attempt, who is to blame, and which rung of the ladder that asks for."""
-    seen = (_find(observe(rank, evidence)) for rank in evidence.ranks)
+    crowd = Crowd(evidence)
+    seen = (_find(observe(rank, evidence, crowd), rules) for rank in evidence.ranks)
     findings = [finding for finding in seen if finding is not None]
     if evidence.hang is not None and not any(finding.rule.family is Family.HANG for finding in findings):
-        findings += _absent_hang(evidence)
+        findings += _absent_hang(evidence, rules)
     if not findings:
         rank = evidence.ranks[0] if evidence.ranks else RankEvidence(rank=0)
         return replace(_verdict(_Finding(observe(rank, evidence), RULES[-1], "")), culprit=None, step=None)
@@ -55,18 +59,27 @@ def classify(evidence: Evidence) -> Verdict:
         late = absent({rank.rank: rank.collectives for rank in evidence.ranks})
         if late is not None:
             return replace(verdict, culprit=late.rank, why=f"{verdict.why}; {late.why}, and is the suspect")
-    return _with_suspect(verdict, findings, evidence) if is_victim else verdict
+    if is_victim:
+        return _with_suspect(verdict, findings, evidence, crowd)
+    return _with_victims(verdict, blamed, findings)
 
 
-def _find(symptoms: Symptoms) -> _Finding | None:
+def _find(symptoms: Symptoms, rules: Sequence[Rule]) -> _Finding | None:
     """Match one rank against the table; ``None`` where nothing is wrong with it."""
-    for rule in RULES[:-1]:
+    users: _Finding | None = None
+    for rule in rules[:-1]:
         if symptoms.rank.stopped and not _counts_for_stopped(rule, symptoms.evidence):
             continue
+        if users is not None and not rule.device_grade:
+            continue  # a rule of the user's outranks all of ours but a verdict on hardware
         seen = rule.when(symptoms)
-        if seen is not None:
-            return _Finding(symptoms, rule, seen)
-    return None
+        if seen is None:
+            continue
+        finding = _Finding(symptoms, rule, seen)
+        if rule.family is not Family.USER:
+            return finding
+        users = users or finding
+    return users
 
 
 def _counts_for_stopped(rule: Rule, evidence: Evidence) -> bool:
@@ -77,17 +90,17 @@ def _counts_for_stopped(rule: Rule, evidence: Evidence) -> bool:
     return rule.family not in _BY_EXIT_ALONE and evidence.hang is None
 
 
-def _absent_hang(evidence: Evidence) -> list[_Finding]:
+def _absent_hang(evidence: Evidence, rules: Sequence[Rule]) -> list[_Finding]:
     """Blame the hung rank although a stronger rule, or nothing, was found for it."""
     if evidence.hang is None:
         return []
     rank = next((rank for rank in evidence.ranks if rank.rank == evidence.hang.rank), None)
     symptoms = observe(rank or RankEvidence(rank=evidence.hang.rank, stopped=True), evidence)
-    rules = (rule for rule in RULES if rule.family is Family.HANG)
-    return [_Finding(symptoms, rule, seen) for rule in rules if (seen := rule.when(symptoms)) is not None]
+    hangs = (rule for rule in rules if rule.family is Family.HANG)
+    return [_Finding(symptoms, rule, seen) for rule in hangs if (seen := rule.when(symptoms)) is not None]
 
 
-def _blame(finding: _Finding) -> tuple[bool, int, bool, int, bool, bool, bool, float, int]:
+def _blame(finding: _Finding) -> tuple[bool, int, bool, int, bool, bool, bool, bool, bool, float, int]:
     """Sort findings, the one to blame in front."""
     ruled = finding.rule.family is Family.RULING
     order = finding.rank.order
@@ -98,13 +111,20 @@ def _blame(finding: _Finding) -> tuple[bool, int, bool, int, bool, bool, bool, f
         not finding.rule.device_grade,
         # A fault of one device is reported for its peers too; the more certain rules stand before the others.
         _PRECEDENCE[finding.rule.id] if finding.rule.device_grade else 0,
+        _says_little(finding),
         finding.rule.role is Role.VICTIM,
+        finding.rank.outlived,
         finding.rank.stopped,
         # To leave with 0 is a fault only where nobody else has a worse one.
         finding.rule.family is Family.EXIT and finding.symptoms.code == 0,
         float("inf") if order is None else order,
         finding.rank.rank,
     )
+
+
+def _says_little(finding: _Finding) -> bool:
+    """In a log the ending is that of the whole command, so any line says more of a worker."""
+    return finding.symptoms.evidence.from_log and finding.rule.family in _BY_EXIT_ALONE and not finding.seen
 
 
 def _verdict(finding: _Finding) -> Verdict:
@@ -119,9 +139,11 @@ def _verdict(finding: _Finding) -> Verdict:
         confidence=rule.confidence,
         rule=rule.id,
         why=_why(finding),
+        evidence=_evidence(finding),
         fingerprint=fingerprint(rule.id, name, function, finding.seen),
-        culprit=None if rule.role is Role.VICTIM else symptoms.rank.rank,
+        culprit=None if rule.role is Role.VICTIM or symptoms.rank.rank == UNNAMED else symptoms.rank.rank,
         step=_step(symptoms),
+        node=None if rule.role is Role.VICTIM else symptoms.rank.node,
         ruled=rule.family is Family.RULING,
         device_grade=rule.device_grade,
     )
@@ -138,17 +160,38 @@ def _why(finding: _Finding) -> str:
     is_hang = finding.rule.family is Family.HANG and hang is not None
     frame = hang.where if is_hang and hang is not None else symptoms.frame
     step = _step(symptoms)
-    where = (f" at {frame}" if frame else "") + (f" in step {step}" if step else "")
+    node = f" on {symptoms.rank.node}" if symptoms.rank.node else ""
+    # Whoever has to correct the code wants to know where, before anything else.
+    first = finding.rule.cause in _TO_BE_CORRECTED and frame is not None and not is_hang
+    where = ("" if first or not frame else f" at {frame}") + (f" in step {step}" if step else "") + node
     head = symptoms.head[0] if symptoms.head else None
-    sentence = finding.rule.why.format(
-        rank=symptoms.rank.rank,
+    who = "a worker" if symptoms.rank.rank == UNNAMED else f"rank {symptoms.rank.rank}"
+    sentence = finding.rule.why.replace("rank {rank}", "{who}").format(
+        who=who,
         where=where,
         type=head.type if head else "nothing",
         seen=finding.seen[:_QUOTE_CHARS],
         silent_s=hang.silent_s if hang else 0.0,
         bound_s=hang.bound_s if hang else 0.0,
     )
-    return " ".join(sentence.split()).removesuffix(":")
+    sentence = " ".join(sentence.split()).removesuffix(":")
+    return f"{frame}: {sentence}" if first else sentence
+
+
+def _evidence(finding: _Finding) -> tuple[str, ...]:
+    """What the verdict rests on."""
+    symptoms, evidence = finding.symptoms, finding.symptoms.evidence
+    ended = f"ended by signal {symptoms.signal}" if symptoms.signal is not None else None
+    if symptoms.code is not None:
+        ended = f"ended with exit code {symptoms.code}"
+    known = (
+        finding.seen[:_QUOTE_CHARS],
+        symptoms.frame,
+        ended,
+        f"the OOM killer struck {_count(evidence.oom_kills, 'time')}" if evidence.oom_kills else None,
+        f"/dev/shm is {evidence.shm_used_fraction:.0%} full" if evidence.shm_used_fraction is not None else None,
+    )
+    return tuple(line for line in known if line)
 
 
 def _hang_function(evidence: Evidence) -> str | None:
@@ -159,15 +202,38 @@ def _hang_function(evidence: Evidence) -> str | None:
     return f"{place.partition(':')[0]}:{function}"
 
 
-def _with_suspect(verdict: Verdict, victims: list[_Finding], evidence: Evidence) -> Verdict:
-    """Only victims are known: name the one rank that did not report what all others did."""
+def _with_victims(verdict: Verdict, blamed: _Finding, findings: list[_Finding]) -> Verdict:
+    """Say of the other ranks that they suffer from the one that is blamed, or that they died alike."""
+    others = {each.rank.rank: each for each in findings if each.rank.rank not in (blamed.rank.rank, UNNAMED)}
+    alike = [rank for rank, each in others.items() if each.rule is blamed.rule]
+    victims = [rank for rank, each in others.items() if each.rule.role is Role.VICTIM]
+    why = verdict.why
+    if alike and blamed.symptoms.crowd.alike(blamed.rank):
+        # Where all die of the same there is no first one: that one was merely seen first.
+        return replace(verdict, culprit=None, why=f"{why}; {_count(len(alike), 'other rank')} alike")
+    if victims:
+        why += f"; {_count(len(victims), 'other rank')} suffered from it"
+    return replace(verdict, why=why)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _with_suspect(verdict: Verdict, victims: list[_Finding], evidence: Evidence, crowd: Crowd) -> Verdict:
+    """Only victims are known: name the one rank that did not come, or did not report what all others did."""
+    absent = crowd.absent
+    if absent is not None:
+        rank, how = absent
+        node = next((each.node for each in evidence.ranks if each.rank == rank), None)
+        return replace(verdict, culprit=rank, node=node, why=f"{verdict.why}; rank {rank} {how} and is the suspect")
     reporters = {finding.rank.rank for finding in victims}
     silent = [rank for rank in evidence.ranks if rank.rank not in reporters]
     by_itself = [rank for rank in silent if not rank.stopped and (rank.exit_code, rank.signal) != (None, None)]
     suspects = by_itself or silent
-    if len(suspects) != 1:
+    if len(suspects) != 1 or suspects[0].rank == UNNAMED:
         return verdict
     suspect = suspects[0]
     left = f" (it had left with exit code {suspect.exit_code})" if suspect in by_itself else ""
     why = f"{verdict.why}; rank {suspect.rank} alone did not report it{left} and is the suspect"
-    return replace(verdict, culprit=suspect.rank, why=why)
+    return replace(verdict, culprit=suspect.rank, node=suspect.node, why=why)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import Final
 
 from resilient.core.collectives import Collectives
 from resilient.core.devices import DeviceEvidence
@@ -75,11 +76,18 @@ class ErrorRecord:
         return self.chain[0].message
 
 
+UNNAMED: Final = -1
+"""The rank of a worker that a log does not name."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankEvidence:
     """What is known of one worker of the attempt."""
 
     rank: int
+    """``UNNAMED`` where a log does not say which."""
+    node: str | None = None
+    """The machine it ran on, where that is known."""
     exit_code: int | None = None
     """As the process gave it; ``None`` where a signal ended it or it was still alive."""
     signal: int | None = None
@@ -90,6 +98,8 @@ class RankEvidence:
     """Why the system gave no process for it: there was none."""
     stopped: bool = False
     """It ended only after the group was told to stop: not the one to blame by its exit."""
+    outlived: bool = False
+    """A log goes on for long after this error, so that its process may well have lived on."""
     error: ErrorRecord | None = None
     stderr_tail: str = ""
     stdout_tail: str = ""
@@ -122,6 +132,20 @@ class Hang:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Past:
+    """An earlier fault of the run."""
+
+    fingerprint: str
+    step: int | None = None
+    """Step the culprit had entered."""
+    reached: int | None = None
+    """Highest step of the run by then; ``None`` where its steps were unknown."""
+    node: str | None = None
+    rank: int | None = None
+    """The culprit, where there was one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
     """Everything collected about one ended attempt."""
 
@@ -132,3 +156,7 @@ class Evidence:
     shm_used_fraction: float | None = None
     disk_used_fraction: float | None = None
     """Of the file system that holds the journal."""
+    from_log: bool = False
+    """Read from a log that somebody kept: streams are merged, and endings, ranks and lines may be missing."""
+    world_size: int | None = None
+    """How many ranks the run had, where that is known to differ from those that are listed."""

@@ -15,7 +15,9 @@ from typing import Final
 
 from resilient.core.causes import Action, Cause, Confidence
 from resilient.core.evidence import ErrorLink, ErrorRecord, Evidence, RankEvidence
-from resilient.core.symptoms import Lane, Symptoms
+from resilient.core.lanes import Lane
+from resilient.core.log_text import Ending, read_log
+from resilient.core.symptoms import Symptoms
 
 Condition = Callable[[Symptoms], "str | None"]
 
@@ -24,6 +26,7 @@ class Family(str, enum.Enum):
     """What a rule looks at; for people and for tables in the documentation."""
 
     RULING = "ruling"
+    USER = "user"
     DRIVER = "driver"
     CUDA = "cuda"
     COMMUNICATION = "communication"
@@ -31,6 +34,7 @@ class Family(str, enum.Enum):
     EXCEPTION = "exception"
     HANG = "hang"
     HOST = "host"
+    PLATFORM = "platform"
     EXIT = "exit"
 
 
@@ -145,6 +149,16 @@ def printed(lane: Lane, text: str) -> Printed:
     return Printed(lane, re.compile(text, re.MULTILINE))
 
 
+def stated(text: str, *names: str) -> Condition:
+    """State that an exception says this, or a log in which no exception says more."""
+    return AnyOf((raised_anywhere(*names, text=text), printed(Lane.LOG, text)))
+
+
+def logged(*lines: str, code: int | None = None, signal: int | None = None) -> Evidence:
+    """Make an example: a log that somebody kept."""
+    return read_log("\n".join(lines), Ending(code=code, signal=signal))
+
+
 _TORCH_BASES: Final = {
     "AcceleratorError": ("RuntimeError",),
     "OutOfMemoryError": ("RuntimeError",),
@@ -206,3 +220,41 @@ def exception_rule(
         source=source,
         example=died_of(*example) if isinstance(example, tuple) else example,
     )
+
+
+def log_rule(
+    name: str,
+    cause: Cause,
+    action: Action,
+    why: str,
+    when: Condition | str,
+    example: str,
+    source: str,
+    *,
+    confidence: Confidence = Confidence.MEDIUM,
+    family: Family = Family.HOST,
+    role: Role = Role.CULPRIT,
+) -> Rule:
+    """Make a rule about lines of a log; its sentence goes on with the line."""
+    return Rule(
+        id=name,
+        family=family,
+        cause=cause,
+        action=action,
+        role=role,
+        confidence=confidence,
+        when=printed(Lane.LOG, when) if isinstance(when, str) else when,
+        why=why + "{where}: {seen}",
+        source=source,
+        example=logged(*example.split("\n")),
+    )
+
+
+def kept_log(symptoms: Symptoms) -> str | None:
+    """State that all this is read from a log that somebody kept."""
+    return "" if symptoms.evidence.from_log else None
+
+
+def alike_everywhere(symptoms: Symptoms) -> str | None:
+    """State that nearly all ranks, and more than one, ended the same way."""
+    return "" if symptoms.crowd.alike(symptoms.rank) else None

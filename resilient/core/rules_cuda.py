@@ -7,23 +7,27 @@ a device verdict; the strings are those of cudaGetErrorString.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from resilient.core.causes import Action, Cause, Confidence
-from resilient.core.evidence import Evidence
+from resilient.core.evidence import Evidence, RankEvidence
+from resilient.core.lanes import Lane
 from resilient.core.rule import (
     AllOf,
     AnyOf,
     Condition,
     Family,
     Rule,
+    alike_everywhere,
     died_of,
     left_behind,
     printed,
     raised,
     raised_anywhere,
+    stated,
 )
-from resilient.core.symptoms import Lane, Symptoms
+from resilient.core.symptoms import Symptoms
 
 CUDA: Final = "https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__TYPES.html"
 TORCH_CUDA: Final = "https://github.com/pytorch/pytorch/blob/main/c10/cuda/CUDAException.cpp"
@@ -32,14 +36,24 @@ _TYPES: Final = ("RuntimeError", "CudaError", "DeferredCudaCallError")
 # torch's own forms, today's and that of old releases; NCCL's; and the same below a "Caught RuntimeError in replica".
 _BEFORE: Final = (
     r"^(?:[\w.]{1,80}: )?(?:\[[^\n]{0,160}\] )?(?:.{0,120}terminated with exception: )?"
-    r"(?:CUDA error: |CUDA driver error: |cuda runtime error \(\d{1,4}\) : |Cuda failure (?:\d{1,4} )?')"
+    r"(?:(?:CUDA|HIP) error: |Triton Error \[CUDA\]: |(?:[^\n]{0,200} )?Error \d{3}: |CUDA driver error: "
+    r"|cuda runtime error \(\d{1,4}\) : |Cuda failure (?:\d{1,4} )?')"
 )
 
 
-def _cuda_said(*strings: str) -> Condition:
-    """State that CUDA reported one of these, in a form that only torch or NCCL print."""
+def _cuda_said(*strings: str, names: str = "") -> Condition:
+    """State that CUDA reported one of these, in a form that only torch or NCCL print; in a log in any form."""
     pattern = _BEFORE + "(?:" + "|".join(strings) + ")"
-    return AnyOf((raised_anywhere(*_TYPES, text=pattern), printed(Lane.TORCH, pattern), printed(Lane.NCCL, pattern)))
+    # Others print the name of the code, without its string: CUDA_ERROR_X of the driver, cudaErrorX of the runtime.
+    code = rf"|\bCUDA_ERROR_(?:{names.upper()})\b|\bcudaError(?:{names.replace('_', '')})\b" if names else ""
+    return AnyOf(
+        (
+            raised_anywhere(*_TYPES, text=pattern),
+            printed(Lane.TORCH, pattern),
+            printed(Lane.NCCL, pattern),
+            printed(Lane.CUDA, "(?:" + ("|".join(strings) or ".") + ")" + code),
+        )
+    )
 
 
 def _cuda(
@@ -48,6 +62,7 @@ def _cuda(
     action: Action,
     why: str,
     *strings: str,
+    names: str = "",
     said: str = "",
     confidence: Confidence = Confidence.HIGH,
     device_grade: bool = False,
@@ -58,7 +73,7 @@ def _cuda(
         cause=cause,
         action=action,
         confidence=confidence,
-        when=_cuda_said(*strings),
+        when=_cuda_said(*strings, names=names),
         why=f"{why} on rank {{rank}}{{where}}: {{seen}}",
         source=CUDA,
         example=died_of("torch.AcceleratorError", f"CUDA error: {said or strings[0]}\nCompile with TORCH_USE_CUDA_DSA"),
@@ -73,16 +88,22 @@ def _no_device_anywhere(symptoms: Symptoms) -> str | None:
 
 
 _NO_DEVICE: Final = AnyOf(
-    (_cuda_said("no CUDA-capable device is detected"), raised("RuntimeError", text="^No CUDA GPUs"))
+    (_cuda_said("no CUDA-capable device is detected", names="No_Device"), raised("RuntimeError", text="^No CUDA GPUs"))
 )
 _LATER: Final = Evidence(ranks=(died_of("RuntimeError", "No CUDA GPUs are available", step=12).ranks[0],))
 
 _OTHER: Final = AnyOf(
     (
         _cuda_said(""),
-        raised_anywhere("RuntimeError", text=r"\bCU(?:BLAS|DNN|FFT|SPARSE|SOLVER)_STATUS_|cuDNN error: "),
+        raised_anywhere(
+            "RuntimeError",
+            text=r"\bCU(?:BLAS|DNN|FFT|SPARSE|SOLVER)_STATUS_|cuDNN error: |^CUDA unknown error|ncclUnhandledCudaError"
+            r"|^CUDA driver initialization failed|^Unexpected error from cudaGetDeviceCount|, unhandled cuda error",
+        ),
+        printed(Lane.LOG, r"\bCU(?:BLAS|DNN|FFT|SPARSE|SOLVER)_STATUS_|ncclUnhandledCudaError"),
     )
 )
+_STATUS: Final = r"\bCU(?:BLAS|DNN|FFT|SPARSE|SOLVER)_STATUS_(?!EXECUTION_FAILED|SUCCESS)[A-Z]"
 # What assert() prints inside of a kernel. The error that comes up afterwards is whatever call was next.
 _KERNEL_ASSERT: Final = r"^\S{1,400}\.cuh?:\d+: .{0,400}: block: \[\d+,\d+,\d+\], thread: \[\d+,\d+,\d+\] Assertion "
 _KERNEL_ASSERTED: Final = (
@@ -91,16 +112,46 @@ _KERNEL_ASSERTED: Final = (
     "RuntimeError: CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`",
 )
 
+_BY_CODE_OR_BOARD: Final = (
+    "an illegal memory access was encountered",
+    "misaligned address",
+    "unspecified launch failure",
+    "an illegal instruction was encountered",
+    "invalid program counter",
+)
+_BY_CODE_OR_BOARD_NAMES: Final = (
+    "Illegal_Address|Misaligned_Address|Launch_Fail(?:ed|ure)|Illegal_Instruction|Invalid_Pc"
+)
+
+
+def _illegal(rank: int) -> RankEvidence:
+    """One of several ranks with the same error."""
+    one = died_of("torch.AcceleratorError", "CUDA error: an illegal memory access was encountered").ranks[0]
+    return replace(one, rank=rank, order=rank)
+
+
 _BROKEN, _CODE = (Cause.DEVICE_FAULT, Action.RESCHEDULE), (Cause.USER_CODE, Action.STOP)
 _SETUP, _UNCLEAR = (Cause.CONFIG_OR_ENVIRONMENT, Action.STOP), (Cause.AMBIGUOUS, Action.INVESTIGATE)
 
 CUDA_RULES: Final = (
+    Rule(
+        id="torch-absurd-allocation",
+        family=Family.CUDA,
+        cause=Cause.AMBIGUOUS,
+        action=Action.INVESTIGATE,
+        confidence=Confidence.LOW,
+        when=raised_anywhere("RuntimeError", text=r"Tried to allocate more than 1EB"),
+        why="rank {rank} asked for more memory than exists, from a size that was not a size{where}: {seen}",
+        source="https://github.com/pytorch/pytorch/blob/main/c10/cuda/CUDACachingAllocator.cpp",
+        example=died_of("torch.OutOfMemoryError", "CUDA out of memory. Tried to allocate more than 1EB memory."),
+    ),
     _cuda(
         "ecc",
         *_BROKEN,
         "GPU memory had an error that ECC could not correct",
         "uncorrectable ECC error",
         device_grade=True,
+        names="ECC_Uncorrectable",
     ),
     _cuda(
         "nvlink",
@@ -110,6 +161,7 @@ CUDA_RULES: Final = (
         "uncorrectable NVLink error",
         "Invalid access of peer GPU memory over nvlink or a hardware error",
         device_grade=True,
+        names="Nvlink_Uncorrectable|Contained",
     ),
     _cuda(
         "external",
@@ -117,6 +169,7 @@ CUDA_RULES: Final = (
         "a device outside CUDA failed",
         "an async error has occured in external",
         device_grade=True,
+        names="External_Device",
     ),
     _cuda(
         "out-of-memory",
@@ -125,6 +178,7 @@ CUDA_RULES: Final = (
         "the GPU has too little memory",
         "out of memory",
         confidence=Confidence.MEDIUM,
+        names="Out_Of_Memory|Memory_Allocation",
     ),
     Rule(
         id="torch-out-of-memory",
@@ -134,9 +188,14 @@ CUDA_RULES: Final = (
         confidence=Confidence.MEDIUM,
         when=AnyOf(
             (
-                raised_anywhere("OutOfMemoryError", text=r"^(?!.{0,80}more than 1EB)"),
+                raised_anywhere("OutOfMemoryError"),
                 raised_anywhere("RuntimeError", text=r"(?:CUDA|HIP) out of memory|CUBLAS_STATUS_ALLOC_FAILED"),
+                # A handle needs little memory: where not even that is left.
+                raised_anywhere("RuntimeError", text=r"_STATUS_NOT_INITIALIZED when calling `?cu\w+Create"),
                 printed(Lane.TORCH, r"(?:CUDA|HIP) out of memory\. Tried"),
+                # What is behind an "unhandled cuda error" of NCCL's.
+                raised_anywhere("RuntimeError", text=r"^Failed to CUDA (?:calloc|malloc|host alloc)"),
+                printed(Lane.NCCL, r"^Failed to CUDA (?:calloc|malloc|host alloc)"),
             )
         ),
         why="the GPU of rank {rank} has too little memory{where}: {seen}",
@@ -148,6 +207,7 @@ CUDA_RULES: Final = (
         *_CODE,
         "a device-side assertion failed (an index or label out of range)",
         "device-side assert triggered",
+        names="Assert",
     ),
     Rule(
         id="cuda-kernel-assert",
@@ -170,6 +230,7 @@ CUDA_RULES: Final = (
         "forward compatibility was attempted on non supported HW",
         "the provided PTX was compiled with an unsupported toolchain",
         "Loader version is insufficient",
+        names="Insufficient_Driver|Stub_Library|System_Driver_Mismatch|Compat_Not_Supported_On_Device|Unsupported_Ptx_Version",
     ),
     _cuda(
         "build",
@@ -180,6 +241,7 @@ CUDA_RULES: Final = (
         "device kernel image is invalid",
         "a PTX JIT compilation failed",
         "PTX JIT compil",
+        names="No_Binary_For_Gpu|No_Kernel_Image_For_Device|Invalid_Ptx",
     ),
     Rule(
         id="cuda-not-there",
@@ -194,6 +256,7 @@ CUDA_RULES: Final = (
                     text=r"^Found no NVIDIA driver on your system|^The NVIDIA driver on your system is too old",
                 ),
                 raised("AssertionError", text=r"^Torch not compiled with CUDA enabled"),
+                raised(text=r"^ProcessGroupNCCL is only supported with GPUs"),
             )
         ),
         why="CUDA cannot be used on rank {rank}: {seen}",
@@ -229,6 +292,7 @@ CUDA_RULES: Final = (
         r"(?:all )?CUDA-capable device\(s\) (?:is/are|are) busy or unavailable",
         said="CUDA-capable device(s) is/are busy or unavailable",
         confidence=Confidence.MEDIUM,
+        names="Devices?_Unavailable",
     ),
     _cuda(
         "fabric-not-ready",
@@ -237,6 +301,18 @@ CUDA_RULES: Final = (
         "system not yet initialized",
         "GPU fabric is not ready",
         confidence=Confidence.MEDIUM,
+        names="System_Not_Ready",
+    ),
+    Rule(
+        id="cuda-alike-everywhere",
+        family=Family.CUDA,
+        cause=Cause.USER_CODE,
+        action=Action.STOP,
+        confidence=Confidence.MEDIUM,
+        when=AllOf((_cuda_said(*_BY_CODE_OR_BOARD, names=_BY_CODE_OR_BOARD_NAMES), alike_everywhere)),
+        why="nearly all ranks died of the same CUDA error, which boards do not do together{where}: {seen}",
+        source="resilient/core/crowd.py",
+        example=Evidence(ranks=tuple(_illegal(rank) for rank in range(4))),
     ),
     _cuda(
         "memory-access",
@@ -247,6 +323,7 @@ CUDA_RULES: Final = (
         "operation not supported on global/shared address space",
         "invalid program counter",
         confidence=Confidence.LOW,
+        names="Illegal_Address|Misaligned_Address|Invalid_Address_Space|Invalid_Pc",
     ),
     _cuda(
         "launch-failure",
@@ -258,6 +335,7 @@ CUDA_RULES: Final = (
         "the launch timed out and was terminated",
         "wait operation timed out",
         confidence=Confidence.LOW,
+        names="Launch_Fail(?:ed|ure)|Illegal_Instruction|Hardware_Stack_Error|Launch_Timeout",
     ),
     _cuda(
         "usage",
@@ -270,13 +348,29 @@ CUDA_RULES: Final = (
         "tensor memory not completely freed",
         "operation not permitted when stream is capturing",
         confidence=Confidence.MEDIUM,
+        names="Invalid_Value|Invalid_Configuration|Launch_Out_Of_Resources",
     ),
     _cuda(
         "ordinal",
         *_SETUP,
         "a GPU of that number does not exist (more workers than GPUs, or a missing one)",
         "invalid device ordinal",
+        "peer access is not supported between these two devices",
         confidence=Confidence.MEDIUM,
+        names="Invalid_Device",
+    ),
+    Rule(
+        id="cuda-library-status",
+        family=Family.CUDA,
+        cause=Cause.USER_CODE,
+        action=Action.STOP,
+        confidence=Confidence.LOW,
+        # A bad board is but one of the four that are known to be behind it, and the others come back at the same step.
+        when=stated(_STATUS, "RuntimeError"),
+        why="a CUDA library failed on rank {rank} (an index out of range, too little memory, unfit versions, "
+        "or a bad board){where}: {seen}",
+        source="https://docs.nvidia.com/cuda/cublas/#cublasstatus-t",
+        example=died_of("RuntimeError", "CUDA error: CUBLAS_STATUS_INTERNAL_ERROR when calling `cublasSgemm`"),
     ),
     Rule(
         id="cuda-other",

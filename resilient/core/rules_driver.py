@@ -11,6 +11,7 @@ from typing import Final
 
 from resilient.core.causes import Action, Cause, Confidence
 from resilient.core.device_conditions import reported
+from resilient.core.lanes import Lane
 from resilient.core.rule import (
     AnyOf,
     Family,
@@ -19,12 +20,19 @@ from resilient.core.rule import (
     left_behind,
     printed,
 )
-from resilient.core.symptoms import Lane
 
 XID: Final = "https://docs.nvidia.com/deploy/xid-errors/"
 FABRIC: Final = "https://docs.nvidia.com/datacenter/tesla/fabric-manager-user-guide/"
 
-_BUS: Final = r"^NVRM: Xid \(PCI:[0-9a-fA-F:.]{7,20}(?: GPU-I:\d+)?(?: GPU-CI:\d+)?\): "
+# Transcripts shorten it to "Xid 79, ...", which only the loose form of the lane lets in.
+_BUS: Final = r"^(?:NVRM: Xid \((?:PCI:)?[0-9a-fA-F:.]{7,20}(?: GPU-I:\d+)?(?: GPU-CI:\d+)?\): |Xid )"
+
+
+# Those that the guide calls fatal, for drivers that print a severity as a number.
+_FATAL_SXIDS: Final = (
+    "11001|11009|11013|1101[89]|11020|1200[12]|12020|1202[24567]|1203[012]|14017|15001|15006|15009|1501[0235]|1904[78]"
+    "|1905[468]|1906[013467]|19069|19070|20034|22003|22011|22012|2300[1-9]|2301[0-7]|2400[4-7]"
+)
 
 
 def _xid_line(number: int, text: str) -> str:
@@ -59,6 +67,30 @@ def _xid(
         source=XID,
         example=left_behind(_xid_line(numbers[0], said or why), code=1),
         device_grade=device_grade,
+    )
+
+
+def _kernel(
+    name: str,
+    cause: Cause,
+    why: str,
+    text: str,
+    example: str,
+    source: str,
+    confidence: Confidence = Confidence.HIGH,
+) -> Rule:
+    """Make the rule for a line of the kernel log that names broken hardware."""
+    return Rule(
+        id=name,
+        family=Family.DRIVER,
+        cause=cause,
+        action=Action.RESCHEDULE,
+        confidence=confidence,
+        when=printed(Lane.KERNEL, text),
+        why=f"the kernel of rank {{rank}}'s node {why}: {{seen}}",
+        source=source,
+        example=left_behind(example, code=1),
+        device_grade=True,
     )
 
 
@@ -112,13 +144,58 @@ DRIVER_RULES: Final = (
         family=Family.DRIVER,
         cause=Cause.INTERCONNECT_FAULT,
         action=Action.RESCHEDULE,
-        when=printed(Lane.KERNEL, r"^nvidia-nvswitch\d+: SXid \(PCI:[0-9a-fA-F:.]{7,20}\): \d+, Fatal\b"),
+        when=printed(
+            Lane.KERNEL,
+            rf"^nvidia-nvswitch\d+: SXid \(PCI:[0-9a-fA-F:.]{{7,20}}\): (?:\d+, Fatal\b|(?:{_FATAL_SXIDS}),)",
+        ),
         why="the NVSwitch of rank {rank}'s node reported a fatal error: {seen}",
         source=FABRIC,
         example=left_behind(
             "nvidia-nvswitch0: SXid (PCI:0000:00:00.0): 20034, Fatal, Link 30 LTSSM Fault Up", signal=6
         ),
         device_grade=True,
+    ),
+    _kernel(
+        "driver-init",
+        Cause.DEVICE_FAULT,
+        "could not start one of its GPUs",
+        r"^NVRM: .{0,80}(?:RmInitAdapter failed|rm_init_adapter failed)",
+        "NVRM: GPU 0000:0a:00.0: RmInitAdapter failed! (0x24:0x72:1568)",
+        XID,
+        Confidence.MEDIUM,
+    ),
+    _kernel(
+        "driver-reset-required",
+        Cause.DEVICE_FAULT,
+        "wants a GPU to be reset",
+        r"^NVRM: .{0,200}NV_ERR_RESET_REQUIRED",
+        "NVRM: nvAssertOkFailedNoLog: Assertion failed: Reset required [NV_ERR_RESET_REQUIRED] (0x00000062)",
+        "https://github.com/NVIDIA/open-gpu-kernel-modules/blob/main/src/common/sdk/nvidia/inc/nvstatuscodes.h",
+    ),
+    _kernel(
+        "amdgpu-uncorrectable",
+        Cause.DEVICE_FAULT,
+        "found an error of the hardware that it could not correct",
+        r"^amdgpu .{0,200}uncorrectable (?:hardware )?error|^amdgpu .{0,120}\bRAS\b.{0,80}uncorrectable",
+        "amdgpu 0000:e3:00.0: amdgpu: uncorrectable hardware error(ERREVENT_ATHUB_INTERRUPT) detected!",
+        "https://docs.kernel.org/gpu/amdgpu/ras.html",
+    ),
+    _kernel(
+        "pcie-fatal",
+        Cause.DEVICE_FAULT,
+        "saw a fatal error of a PCIe device",
+        r"^pcieport .{0,120}Uncorrect(?:ed|able) \(Fatal\)|^pcieport .{0,80}Surprise Down",
+        "pcieport 0000:00:02.0: PCIe Bus Error: severity=Uncorrected (Fatal), type=Transaction Layer",
+        "https://docs.kernel.org/PCI/pcieaer-howto.html",
+        Confidence.MEDIUM,
+    ),
+    _kernel(
+        "machine-check",
+        Cause.DEVICE_FAULT,
+        "saw a machine check that could not be corrected",
+        r"^mce: \[Hardware Error\].{0,120}(?:Machine Check Exception|[Uu]ncorrected)",
+        "mce: [Hardware Error]: CPU 12: Machine Check Exception: 5 Bank 7: be00000000800400",
+        "https://docs.kernel.org/arch/x86/x86_64/machinecheck.html",
     ),
     _xid(
         "ecc-contained",

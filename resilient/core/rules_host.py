@@ -11,7 +11,8 @@ from dataclasses import replace
 from typing import Final
 
 from resilient.core.causes import Action, Cause, Confidence
-from resilient.core.evidence import Evidence, Hang, Place, RankEvidence
+from resilient.core.evidence import Evidence, RankEvidence
+from resilient.core.lanes import Lane
 from resilient.core.rule import (
     AllOf,
     AnyOf,
@@ -21,20 +22,20 @@ from resilient.core.rule import (
     Role,
     Rule,
     died_of,
+    kept_log,
     left_behind,
+    logged,
     printed,
     raised,
     raised_anywhere,
+    stated,
 )
-from resilient.core.symptoms import Lane, Symptoms
+from resilient.core.symptoms import Symptoms
 
 SIGNALS: Final = "https://man7.org/linux/man-pages/man7/signal.7.html"
 FORK: Final = "https://man7.org/linux/man-pages/man2/fork.2.html"
 CGROUP: Final = "https://docs.kernel.org/admin-guide/cgroup-v2.html"
 LOADER: Final = "https://github.com/pytorch/pytorch/blob/main/torch/csrc/DataLoader.cpp"
-SHELL: Final = "https://pubs.opengroup.org/onlinepubs/9799919799/utilities/V3_chap02.html"
-PYTHON: Final = "https://docs.python.org/3/using/cmdline.html"
-HANG: Final = "https://docs.pytorch.org/docs/stable/distributed.html"
 
 _FULL: Final = 0.95
 
@@ -43,22 +44,20 @@ def _oom_killed(symptoms: Symptoms) -> str | None:
     return "" if (symptoms.evidence.oom_kills or 0) > 0 else None
 
 
+def _nobody_oom_killed(symptoms: Symptoms) -> str | None:
+    return "" if symptoms.evidence.oom_kills == 0 else None
+
+
+def _failed(symptoms: Symptoms) -> str | None:
+    return "" if symptoms.code not in (None, 0) or symptoms.evidence.from_log else None
+
+
+def _no_exception(symptoms: Symptoms) -> str | None:
+    return None if symptoms.chain else ""
+
+
 def _shm_full(symptoms: Symptoms) -> str | None:
     return "" if (symptoms.evidence.shm_used_fraction or 0.0) >= _FULL else None
-
-
-def _no_step_yet(symptoms: Symptoms) -> str | None:
-    return "" if symptoms.rank.step in (None, 0) and not symptoms.chain else None
-
-
-def _nonzero(symptoms: Symptoms) -> str | None:
-    return f"exit code {symptoms.code}" if symptoms.code not in (None, 0) else None
-
-
-def _left_early(symptoms: Symptoms) -> str | None:
-    rank = symptoms.rank
-    training = rank.place in (Place.OUTSIDE, Place.STEP) and not rank.stopped
-    return "" if training and symptoms.code == 0 and rank.error is None else None
 
 
 def _not_started(symptoms: Symptoms) -> str | None:
@@ -69,17 +68,7 @@ def _by_signal(symptoms: Symptoms) -> str | None:
     return f"signal {symptoms.signal}" if symptoms.signal is not None else None
 
 
-def _hung(*places: Place) -> Condition:
-    def holds(symptoms: Symptoms) -> str | None:
-        hang = symptoms.evidence.hang
-        if hang is None or hang.rank != symptoms.rank.rank or hang.place not in places:
-            return None
-        return f"in {hang.phase}" if hang.phase else hang.place.value
-
-    return holds
-
-
-def _host(
+def host_rule(
     name: str,
     cause: Cause,
     action: Action,
@@ -106,49 +95,24 @@ def _host(
     )
 
 
-def _hang_example(place: Place) -> Evidence:
-    hang = Hang(rank=0, place=place, phase=None, silent_s=75.0, bound_s=60.0, where="train.py:41 in loss")
-    return Evidence(ranks=(RankEvidence(rank=0, signal=9, stopped=True),), hang=hang)
-
-
 _SETUP: Final = (Cause.CONFIG_OR_ENVIRONMENT, Action.STOP)
 _AGAIN: Final = (Cause.AMBIGUOUS, Action.RESTART_IN_PLACE)
 _UNCLEAR: Final = (Cause.AMBIGUOUS, Action.INVESTIGATE)
-_HUNG: Final = (Cause.HANG_OR_COLLECTIVE_TIMEOUT, Action.INVESTIGATE)
-
-HANG_RULES: Final = (
-    _host(
-        "hang-in-step",
-        *_HUNG,
-        "rank {rank} stood still{where} for {silent_s:.0f} s, where {bound_s:.0f} s are allowed",
-        _hung(Place.STEP),
-        _hang_example(Place.STEP),
-        HANG,
-        confidence=Confidence.MEDIUM,
-        family=Family.HANG,
-    ),
-    _host(
-        "hang-outside-step",
-        *_HUNG,
-        "rank {rank} stood still{where} outside of a step for {silent_s:.0f} s, where {bound_s:.0f} s are allowed",
-        _hung(Place.OUTSIDE, Place.UNKNOWN, Place.FINISHED),
-        _hang_example(Place.OUTSIDE),
-        HANG,
-        confidence=Confidence.MEDIUM,
-        family=Family.HANG,
-    ),
-)
 
 
 def _loader(name: str, cause: Cause, action: Action, why: str, kind: str, printed_kind: str, said: str) -> Rule:
-    when = raised_anywhere("RuntimeError", text=rf"DataLoader worker \(pid\(?s?\)? .{{0,200}}{kind}")
+    when = stated(rf"DataLoader worker \(pid\(?s?\)? .{{0,200}}{kind}", "RuntimeError")
     either: Condition = when
     if printed_kind:
         # The trainer may die of a ConnectionResetError instead, when it reads from a worker that crashed.
         line = printed(Lane.STDERR, rf"^ERROR: Unexpected {printed_kind} encountered in worker\.")
-        either = AnyOf((when, AllOf((raised("ConnectionError", "RuntimeError", "EOFError"), line))))
+        # Or it is raised where nobody can print it: the exception comes out of a signal handler.
+        silent = AllOf((_no_exception, _failed, line))
+        either = AnyOf((when, AllOf((raised("ConnectionError", "RuntimeError", "EOFError"), line)), silent))
     example = died_of("RuntimeError", f"DataLoader worker (pid 4242) {said}")
-    return _host(name, cause, action, why + "{where}: {seen}", either, example, LOADER, confidence=Confidence.MEDIUM)
+    return host_rule(
+        name, cause, action, why + "{where}: {seen}", either, example, LOADER, confidence=Confidence.MEDIUM
+    )
 
 
 _KILLED: Final = raised_anywhere(
@@ -156,7 +120,7 @@ _KILLED: Final = raised_anywhere(
 )
 
 LOADER_RULES: Final = (
-    _host(
+    host_rule(
         "loader-out-of-memory",
         Cause.OUT_OF_MEMORY_HOST,
         Action.STOP,
@@ -174,10 +138,19 @@ LOADER_RULES: Final = (
         "bus error",
         "is killed by signal: Bus error. ",
     ),
-    _loader(
+    host_rule(
         "loader-killed",
         *_AGAIN,
-        "a DataLoader worker of rank {rank} was killed, probably for lack of memory",
+        "a DataLoader worker of rank {rank} was killed, and not by the OOM killer of its container{where}",
+        AllOf((_nobody_oom_killed, stated(r"DataLoader worker \(pid.{0,200}signal: Killed"))),
+        replace(died_of("RuntimeError", "DataLoader worker (pid 4242) is killed by signal: Killed. "), oom_kills=0),
+        LOADER,
+    ),
+    _loader(
+        "loader-killed-unseen",
+        Cause.OUT_OF_MEMORY_HOST,
+        Action.STOP,
+        "a DataLoader worker of rank {rank} was killed, which hardly anybody but the OOM killer does",
         "signal: Killed",
         "",
         "is killed by signal: Killed. ",
@@ -186,7 +159,7 @@ LOADER_RULES: Final = (
         "loader-crashed",
         *_UNCLEAR,
         "a DataLoader worker of rank {rank} crashed",
-        "(?:is killed by signal|exited unexpectedly)",
+        "(?:is killed by signal|exited unexpectedly)|^Pin memory thread exited unexpectedly",
         "(?:segmentation fault|floating-point exception)",
         "is killed by signal: Segmentation fault. ",
     ),
@@ -195,11 +168,11 @@ LOADER_RULES: Final = (
 
 def _signal(name: str, number: int, cause: Cause, action: Action, why: str, *more: int) -> Rule:
     when = Ended(signals=frozenset((number, *more)))
-    return _host(name, cause, action, f"rank {{rank}} {why}{{where}}", when, left_behind(signal=number), SIGNALS)
+    return host_rule(name, cause, action, f"rank {{rank}} {why}{{where}}", when, left_behind(signal=number), SIGNALS)
 
 
 HOST_RULES: Final = (
-    _host(
+    host_rule(
         "not-started",
         *_AGAIN,
         "this node gave no process for rank {rank}: {seen}",
@@ -208,7 +181,7 @@ HOST_RULES: Final = (
         FORK,
         confidence=Confidence.MEDIUM,
     ),
-    _host(
+    host_rule(
         "host-out-of-memory",
         Cause.OUT_OF_MEMORY_HOST,
         Action.STOP,
@@ -218,8 +191,25 @@ HOST_RULES: Final = (
         CGROUP,
         confidence=Confidence.HIGH,
     ),
+    host_rule(
+        "sigkill-while-loading",
+        Cause.OUT_OF_MEMORY_HOST,
+        Action.STOP,
+        "a SIGKILL ended rank {rank} while it built or loaded what needs most memory, as the OOM killer does: {seen}",
+        AllOf(
+            (
+                Ended(signals=frozenset({9})),
+                printed(
+                    Lane.LOG,
+                    r"(?i)^(?=.{0,400}\b(?:load(?:ing)?|initiali[sz]\w{2,5}|offload\w{0,3}|shards?)\b).{0,400}$",
+                ),
+            )
+        ),
+        logged("Loading checkpoint shards:  50%", "exits with return code = -9"),
+        CGROUP,
+    ),
     _signal("sigkill", 9, *_AGAIN, "was killed by a SIGKILL that nothing explains"),
-    _host(
+    host_rule(
         "sigbus-shared-memory",
         *_SETUP,
         "rank {rank} died of a bus error with /dev/shm full{where}; give the pod more shared memory",
@@ -228,97 +218,64 @@ HOST_RULES: Final = (
         SIGNALS,
         confidence=Confidence.MEDIUM,
     ),
+    host_rule(
+        "crash-alike-everywhere",
+        Cause.USER_CODE,
+        Action.STOP,
+        "nearly all ranks crashed in native code with the same signal, which machines do not do together{where}",
+        AllOf(
+            (
+                Ended(signals=frozenset({4, 7, 8, 11})),
+                lambda symptoms: "" if symptoms.crowd.alike(symptoms.rank) else None,
+            )
+        ),
+        Evidence(ranks=tuple(RankEvidence(rank=rank, signal=11, order=rank) for rank in range(4))),
+        "resilient/core/crowd.py",
+        confidence=Confidence.MEDIUM,
+    ),
     _signal("sigsegv", 11, *_UNCLEAR, "crashed in native code (SIGSEGV)"),
     _signal("sigbus", 7, *_UNCLEAR, "died of a bus error (SIGBUS)"),
     _signal("sigill", 4, *_UNCLEAR, "met an illegal instruction: a wrong build, or a bad processor (SIGILL)"),
     _signal("sigfpe", 8, Cause.USER_CODE, Action.STOP, "divided by zero in native code (SIGFPE)"),
+    _signal("sigsys", 31, *_SETUP, "made a system call that its sandbox forbids (SIGSYS)"),
     _signal("sigabrt", 6, *_UNCLEAR, "aborted in native code (SIGABRT)"),
+    host_rule(
+        "sigterm-in-log",
+        Cause.PREEMPTED,
+        Action.CHECKPOINT_AND_EXIT,
+        "the command was asked to leave (SIGTERM), and nothing says that a launcher did it",
+        AllOf((kept_log, _no_exception, Ended(signals=frozenset({15})))),
+        logged("step 10", signal=15),
+        SIGNALS,
+    ),
     _signal("sigterm", 15, *_AGAIN, "was ended by a SIGTERM that the supervisor did not send"),
-    _host(
+    host_rule(
+        "hung-up",
+        Cause.CONFIG_OR_ENVIRONMENT,
+        Action.CHECKPOINT_AND_EXIT,
+        "the terminal or session that rank {rank} was started from was closed (SIGHUP); start it detached from one",
+        AnyOf(
+            (
+                Ended(signals=frozenset({1})),
+                raised_anywhere("SignalException", text=r"got signal: 1\b"),
+                printed(Lane.LOG, r"Received (?:1|Signals\.SIGHUP|SIGHUP) death signal|closing signal SIGHUP"),
+            )
+        ),
+        left_behind(signal=1),
+        SIGNALS,
+        confidence=Confidence.MEDIUM,
+        family=Family.EXIT,
+    ),
+    host_rule(
         "interrupted",
         *_UNCLEAR,
         "somebody interrupted rank {rank}{where}",
-        AnyOf((raised("KeyboardInterrupt"), Ended(signals=frozenset({1, 2})))),
+        AnyOf((raised("KeyboardInterrupt"), Ended(signals=frozenset({2})))),
         left_behind(signal=2),
         SIGNALS,
         family=Family.EXIT,
     ),
-    _host("signal", *_UNCLEAR, "rank {rank} was ended by {seen}{where}", _by_signal, left_behind(signal=24), SIGNALS),
-)
-
-EXIT_RULES: Final = (
-    _host(
-        "usage",
-        *_SETUP,
-        "rank {rank} refused its command line: {seen}",
-        AllOf(
-            (
-                printed(Lane.STDERR, r"^[\w./-]{1,200}: error: "),
-                printed(Lane.STDERR, "^usage: "),
-                Ended(codes=frozenset({2})),
-            )
-        ),
-        left_behind("usage: train.py [-h] [--lr LR]", "train.py: error: unrecognized arguments: --learning", code=2),
-        "https://docs.python.org/3/library/argparse.html",
-        confidence=Confidence.HIGH,
-        family=Family.EXIT,
-    ),
-    _host(
-        "no-such-script",
-        *_SETUP,
-        "Python found nothing to run for rank {rank}: {seen}",
-        AllOf(
-            (
-                printed(
-                    Lane.STDERR,
-                    r"^\S{1,400}: (?:can't (?:open file|find '__main__')|No module named |Error while finding)",
-                ),
-                Ended(codes=frozenset({1, 2})),
-                _no_step_yet,
-            )
-        ),
-        left_behind("/usr/bin/python3: can't open file '/app/trian.py': [Errno 2] No such file or directory", code=2),
-        PYTHON,
-        confidence=Confidence.HIGH,
-        family=Family.EXIT,
-    ),
-    _host(
-        "cannot-run",
-        *_SETUP,
-        "the command of rank {rank} cannot be run",
-        AllOf((Ended(codes=frozenset({126, 127})), _no_step_yet)),
-        left_behind(code=127),
-        SHELL,
-        confidence=Confidence.HIGH,
-        family=Family.EXIT,
-    ),
-    _host(
-        "left-early",
-        Cause.USER_CODE,
-        Action.INVESTIGATE,
-        "rank {rank} left with exit code 0 in the middle of training",
-        _left_early,
-        Evidence(ranks=(RankEvidence(rank=0, exit_code=0, order=0, place=Place.OUTSIDE),)),
-        PYTHON,
-        confidence=Confidence.MEDIUM,
-        family=Family.EXIT,
-    ),
-    _host(
-        "exit-code",
-        *_UNCLEAR,
-        "rank {rank} ended with {seen} and left no reason{where}",
-        _nonzero,
-        left_behind(code=3),
-        PYTHON,
-        family=Family.EXIT,
-    ),
-    _host(
-        "unknown",
-        *_UNCLEAR,
-        "nothing was seen that explains the end of the attempt",
-        lambda _: "",
-        Evidence(ranks=(RankEvidence(rank=0),)),
-        SIGNALS,
-        family=Family.EXIT,
+    host_rule(
+        "signal", *_UNCLEAR, "rank {rank} was ended by {seen}{where}", _by_signal, left_behind(signal=24), SIGNALS
     ),
 )

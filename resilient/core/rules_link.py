@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rules about communication: NCCL, gloo, the store, and the network under them.
+"""Rules about links: NCCL's own words on adapters, NVLink domains, and how it was set up or called.
 
-Only rows. Most of these lines are printed by the ranks that wait, not by the one
-that failed: such rows have the role victim and lose to any culprit.
+Only rows. What ranks say of one another is in the next table.
 """
 
 from __future__ import annotations
@@ -10,15 +9,37 @@ from __future__ import annotations
 from typing import Final
 
 from resilient.core.causes import Action, Cause, Confidence
-from resilient.core.rule import AnyOf, Condition, Family, Role, Rule, died_of, left_behind, printed, raised_anywhere
-from resilient.core.symptoms import Lane
+from resilient.core.lanes import Lane
+from resilient.core.rule import (
+    AnyOf,
+    Condition,
+    Family,
+    Rule,
+    died_of,
+    left_behind,
+    printed,
+    raised_anywhere,
+)
 
 NCCL: Final = "https://github.com/NVIDIA/nccl"
 C10D: Final = "https://github.com/pytorch/pytorch/tree/main/torch/csrc/distributed/c10d"
-GLOO: Final = "https://github.com/pytorch/gloo/tree/main/gloo/transport/tcp"
 
-_WARN: Final = "node-1:4242:4300 [0] transport/net_ib.cc:139 NCCL WARN "
-_NCCL_ERROR: Final = "NCCL error in: ProcessGroupNCCL.cpp:1275, {}, NCCL version 2.27.3\n{}"
+WARN: Final = "node-1:4242:4300 [0] transport/net_ib.cc:139 NCCL WARN "
+NCCL_ERROR: Final = "NCCL error in: ProcessGroupNCCL.cpp:1275, {}, NCCL version 2.27.3\n{}"
+
+NVLINK_DOMAIN_RULES: Final = (
+    Rule(
+        id="nccl-mnnvl",
+        family=Family.COMMUNICATION,
+        cause=Cause.INTERCONNECT_FAULT,
+        action=Action.RESCHEDULE,
+        confidence=Confidence.MEDIUM,
+        when=printed(Lane.NCCL, r"MNNVL .{0,200}not working on this system|Failed to bind NVLink SHARP"),
+        why="the NVLink domain of rank {rank}'s node does not work: {seen}",
+        source=f"{NCCL}/blob/master/src/mnnvl.cc",
+        example=left_behind(f"{WARN}MNNVL (cliqueSize 8) is available but not working on this system.", code=1),
+    ),
+)
 
 IB_RULES: Final = (
     Rule(
@@ -30,11 +51,11 @@ IB_RULES: Final = (
         when=printed(
             Lane.NCCL,
             r"NET/IB ?: (?:[\w-]{1,32}:\d+ async fatal event(?! on QP .{0,80}access violation)"
-            r"|Got async event ?: (?:local catastrophic error|port error))",
+            r"|Got async event ?: local catastrophic error)",
         ),
         why="the network adapter of rank {rank}'s node failed: {seen}",
         source=NCCL,
-        example=left_behind(f"{_WARN}NET/IB : mlx5_0:1 async fatal event: local catastrophic error", signal=6),
+        example=left_behind(f"{WARN}NET/IB : mlx5_0:1 async fatal event: local catastrophic error", signal=6),
         device_grade=True,
     ),
     Rule(
@@ -43,10 +64,10 @@ IB_RULES: Final = (
         cause=Cause.INTERCONNECT_FAULT,
         action=Action.RESCHEDULE,
         confidence=Confidence.MEDIUM,
-        when=printed(Lane.NCCL, r"NET/IB ?: [\w-]{1,32}:\d+ Got non-fatal async event: port error"),
+        when=printed(Lane.NCCL, r"NET/IB ?: (?:[\w-]{1,32}:\d+ )?Got (?:non-fatal )?async event ?: port error"),
         why="the link of rank {rank}'s network adapter went down: {seen}",
         source=NCCL,
-        example=left_behind(f"{_WARN}NET/IB : mlx5_3:1 Got non-fatal async event: port error(10)", signal=6),
+        example=left_behind(f"{WARN}NET/IB : mlx5_3:1 Got non-fatal async event: port error(10)", signal=6),
     ),
 )
 
@@ -85,7 +106,10 @@ MISUSE_RULES: Final = (
         family=Family.COMMUNICATION,
         cause=Cause.CONFIG_OR_ENVIRONMENT,
         action=Action.STOP,
-        when=_said(r"Duplicate GPU detected|Multiple Ranks are using the same GPU|Mismatched NCCL version detected"),
+        when=_said(
+            r"Duplicate GPU detected|Multiple Ranks are using the same GPU|Mismatched NCCL version detected"
+            r"|rank \d+ of \d+ ranks has already checked in"
+        ),
         why="the ranks share a GPU, or differ in their NCCL: {seen}",
         source=NCCL,
         example=died_of(
@@ -100,6 +124,8 @@ MISUSE_RULES: Final = (
         when=_said(
             r"no socket interface found|No usable listening interface"
             r"|Call to ibv_reg_mr\w* failed.{0,60}Cannot allocate"
+            r"|Call to ibv_modify_qp failed with (?:error )?(?:22|Invalid)"
+            r"|Got completion .{0,120}(?:status=4|error 4)\b.{0,80}vendor err 81\b"
             r"|failed to (?:extend|create shared memory file) /dev/shm/"
             r"|Error while creating shared memory segment /dev/shm/"
         ),
@@ -108,209 +134,36 @@ MISUSE_RULES: Final = (
         example=died_of("torch.distributed.DistBackendError", "Bootstrap : no socket interface found"),
     ),
     Rule(
+        id="nccl-nvls",
+        family=Family.COMMUNICATION,
+        cause=Cause.INTERCONNECT_FAULT,
+        action=Action.RESCHEDULE,
+        confidence=Confidence.MEDIUM,
+        when=printed(
+            Lane.STDERR,
+            r"^\S{1,255}:\d{1,10}:\d{1,10} \[-?\d{1,5}\] transport/nvls\.cc:\d{1,5} NCCL WARN "
+            r"(?:Cuda failure |Failed to bind NVLink)",
+        ),
+        why="NCCL could not set up the NVLink switches of rank {rank}'s node (its fabric manager?): {seen}",
+        source="https://github.com/NVIDIA/nccl/blob/master/src/transport/nvls.cc",
+        example=left_behind(
+            "node-1:4242:4300 [0] transport/nvls.cc:244 NCCL WARN Cuda failure 802 'system not yet initialized'", code=1
+        ),
+    ),
+    Rule(
         id="nccl-invalid-usage",
         family=Family.COMMUNICATION,
         cause=Cause.USER_CODE,
         action=Action.STOP,
         confidence=Confidence.MEDIUM,
-        when=_said(r"ncclInvalid(?:Usage|Argument)\b"),
+        when=_said(r"ncclInvalid(?:Usage|Argument)\b|^NCCL [Ee]rror .{0,200}invalid (?:usage|argument)"),
         why="NCCL was called wrongly on rank {rank}{where}: {seen}",
         source=NCCL,
         example=died_of(
             "torch.distributed.DistBackendError",
-            _NCCL_ERROR.format(
+            NCCL_ERROR.format(
                 "invalid usage", "ncclInvalidUsage: This usually reflects invalid usage of NCCL library."
             ),
         ),
-    ),
-)
-
-
-def _victim(
-    name: str, cause: Cause, why: str, when: Condition, example: tuple[str, str] | str, source: str = C10D
-) -> Rule:
-    kind = died_of(*example) if isinstance(example, tuple) else left_behind(example, signal=6)
-    return Rule(
-        id=name,
-        family=Family.COMMUNICATION,
-        cause=cause,
-        action=Action.INVESTIGATE if cause is Cause.HANG_OR_COLLECTIVE_TIMEOUT else Action.RESTART_IN_PLACE,
-        role=Role.VICTIM,
-        confidence=Confidence.MEDIUM,
-        when=when,
-        why=why + ": {seen}",
-        source=source,
-        example=kind,
-    )
-
-
-_PEER, _LATE = Cause.NETWORK_OR_PEER, Cause.HANG_OR_COLLECTIVE_TIMEOUT
-_WATCHDOG: Final = r"Watchdog caught collective operation timeout|collective timeout from|Heartbeat monitor timed out"
-
-PEER_RULES: Final = (
-    Rule(
-        id="address-in-use",
-        family=Family.COMMUNICATION,
-        cause=Cause.NETWORK_OR_PEER,
-        action=Action.RESTART_IN_PLACE,
-        when=AnyOf(
-            (
-                raised_anywhere("OSError", text=r"^\[Errno 98\]|Address already in use"),
-                raised_anywhere("RuntimeError", text=r"EADDRINUSE|[Aa]ddress already in use"),
-            )
-        ),
-        why="a port that rank {rank} wanted was taken: {seen}",
-        source="https://man7.org/linux/man-pages/man2/bind.2.html",
-        example=died_of("torch.distributed.DistNetworkError", "The server socket failed to bind, EADDRINUSE"),
-    ),
-    _victim(
-        "gloo-timeout",
-        _LATE,
-        "rank {rank} waited in vain for a peer{where}",
-        raised_anywhere("RuntimeError", text=r"Timed out waiting \d+ms for (?:recv|send) operation|monitoredBarrier"),
-        (
-            "RuntimeError",
-            "[/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 4000ms for recv operation to complete",
-        ),
-        GLOO,
-    ),
-    _victim(
-        "gloo-peer-lost",
-        _PEER,
-        "rank {rank} lost the connection to a peer{where}",
-        raised_anywhere(
-            "RuntimeError",
-            text=r"Connection closed by peer|Application timeout caused pair closure|connectFullMesh failed"
-            r"|(?:Read error|writev|Socket|recv|send)\b.{0,120}"
-            r"(?:Connection reset by peer|Broken pipe|[Cc]onnection refused)",
-        ),
-        ("RuntimeError", "[/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:44759"),
-        GLOO,
-    ),
-    _victim(
-        "store-timeout",
-        _LATE,
-        "rank {rank} waited in vain for a peer at the store",
-        raised_anywhere(
-            "RuntimeError",
-            text=r"wait timeout after \d+ms|client socket has timed out"
-            r"|[Tt]imed out (?:after \d+|initializing|waiting)|Socket Timeout",
-        ),
-        ("torch.distributed.DistStoreError", "wait timeout after 1000ms, keys: /default_pg/0//nokey"),
-    ),
-    _victim(
-        "store-lost",
-        _PEER,
-        "rank {rank} lost the store, which lives in another process",
-        AnyOf(
-            (
-                raised_anywhere("DistNetworkError", "DistStoreError", "RendezvousConnectionError"),
-                raised_anywhere("RuntimeError", text=r"^Failed to recv, got 0 bytes|Connection was likely closed"),
-            )
-        ),
-        ("torch.distributed.DistNetworkError", "Failed to recv, got 0 bytes. Connection was likely closed."),
-    ),
-    _victim(
-        "nccl-timeout",
-        _LATE,
-        "rank {rank} waited in vain in a collective{where}",
-        raised_anywhere("RuntimeError", text=_WATCHDOG),
-        (
-            "torch.distributed.DistBackendError",
-            "[Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=1)",
-        ),
-    ),
-    _victim(
-        "nccl-peer-lost",
-        _PEER,
-        "NCCL of rank {rank} lost a peer{where}",
-        raised_anywhere(
-            "RuntimeError",
-            text=r"ncclRemoteError|NCCL communicator was aborted|closed by remote peer|exceeded error retry count",
-        ),
-        (
-            "torch.distributed.DistBackendError",
-            _NCCL_ERROR.format(
-                "remote process exited", "ncclRemoteError: A call failed possibly due to a network error"
-            ),
-        ),
-        NCCL,
-    ),
-    Rule(
-        id="nccl-system-error",
-        family=Family.COMMUNICATION,
-        cause=Cause.NETWORK_OR_PEER,
-        action=Action.INVESTIGATE,
-        confidence=Confidence.MEDIUM,
-        when=raised_anywhere("RuntimeError", text=r"\bncclSystemError\b"),
-        why="a call to the system failed in NCCL on rank {rank}{where}: {seen}",
-        source=NCCL,
-        example=died_of(
-            "torch.distributed.DistBackendError",
-            _NCCL_ERROR.format("unhandled system error", "ncclSystemError: System call (e.g. socket, malloc) failed"),
-        ),
-    ),
-    Rule(
-        id="nccl-other",
-        family=Family.COMMUNICATION,
-        cause=Cause.AMBIGUOUS,
-        action=Action.INVESTIGATE,
-        confidence=Confidence.LOW,
-        when=raised_anywhere("DistBackendError", "DistError"),
-        why="the communication of rank {rank} failed without naming a culprit{where}: {seen}",
-        source=C10D,
-        example=died_of(
-            "torch.distributed.DistBackendError",
-            _NCCL_ERROR.format("internal error", "ncclInternalError: Internal check failed."),
-        ),
-    ),
-    _victim(
-        "connection-lost",
-        _PEER,
-        "rank {rank} lost a connection{where}",
-        AnyOf(
-            (
-                raised_anywhere("ConnectionError", "gaierror"),
-                raised_anywhere("OSError", text=r"^\[Errno (?:100|101|103|104|107|110|111|112|113)\]"),
-            )
-        ),
-        ("ConnectionResetError", "[Errno 104] Connection reset by peer"),
-        "https://man7.org/linux/man-pages/man3/errno.3.html",
-    ),
-)
-
-ABORT_RULES: Final = (
-    _victim(
-        "watchdog-timeout",
-        _LATE,
-        "rank {rank} waited in vain in a collective until the watchdog ended it",
-        printed(Lane.TORCH, _WATCHDOG),
-        "[rank1]:[E1123 10:11:12.130 ProcessGroupNCCL.cpp:670] [Rank 1] Watchdog caught collective operation timeout: "
-        "WorkNCCL(SeqNum=1, OpType=ALLREDUCE, Timeout(ms)=600000) ran for 600081 milliseconds before timing out.",
-    ),
-    _victim(
-        "watchdog-abort",
-        _PEER,
-        "the watchdog of rank {rank} ended it because of a failed collective",
-        printed(
-            Lane.TORCH,
-            r"watchdog thread terminated with exception|taking the entire process down|communicator was aborted on rank"
-            r"|Some NCCL operations have failed or timed out|failure detected by watchdog",
-        ),
-        "[rank0]:[E1123 10:11:12.130 ProcessGroupNCCL.cpp:684] "
-        "To avoid data inconsistency, we are taking the entire process down.",
-    ),
-    _victim(
-        "nccl-witness",
-        _PEER,
-        "NCCL of rank {rank} lost a peer",
-        printed(
-            Lane.NCCL,
-            r"closed by remote peer|exceeded error retry count|Got completion from peer"
-            r"|Connection (?:reset by peer|refused)"
-            r"|Call to \w+ failed",
-        ),
-        f"{_WARN}NET/IB: Got completion from peer 10.0.0.1<47534> with status=12 opcode=0 len=0 vendor err 129",
-        NCCL,
     ),
 )

@@ -11,8 +11,10 @@ from typing import Final
 
 from resilient.core.causes import Action, Cause, Confidence
 from resilient.core.evidence import ErrorLink, ErrorRecord, Evidence, RankEvidence, Ruling
-from resilient.core.rule import AnyOf, Condition, Family, Rule, exception_rule, raised, raised_anywhere
+from resilient.core.lanes import Lane
+from resilient.core.rule import AnyOf, Condition, Family, Rule, exception_rule, printed, raised, raised_anywhere
 from resilient.core.symptoms import Symptoms
+from resilient.core.traceback_text import LAUNCHERS
 
 ERRNO: Final = "https://man7.org/linux/man-pages/man3/errno.3.html"
 TORCH: Final = "https://docs.pytorch.org/docs/stable/"
@@ -61,7 +63,8 @@ _COMPILERS: Final = (
 )  # fmt: skip
 _UNREADABLE: Final = (
     "UnicodeDecodeError", "JSONDecodeError", "UnidentifiedImageError", "ArrowInvalid", "ParserError",
-    "DatasetGenerationError", "DataFilesNotFoundError", "EOFError", "ReadError",
+    "DatasetGenerationError", "DataFilesNotFoundError", "EOFError", "ReadError", "BadGzipFile", "LZMAError",
+    "EmptyDataError", "LibsndfileError", "DecodeError",
 )  # fmt: skip
 
 EXCEPTION_RULES: Final = (
@@ -75,7 +78,7 @@ EXCEPTION_RULES: Final = (
                 raised("FloatingPointError"),
                 raised(
                     text=r"(?i)\bnon-?finite\b|\b(?:loss|grad\w*|norm)\b.{0,60}\b(?:nan|inf|infinite)\b"
-                    r"|\bnan (?:values?|loss)\b"
+                    r"|\bnan\b.{0,60}\b(?:values?|loss|grad\w*|norm|weights?|parameters?)\b"
                 ),
             )
         ),
@@ -179,7 +182,12 @@ EXCEPTION_RULES: Final = (
         "bad-data",
         *_DATA,
         "rank {rank} could not read its data",
-        raised(*_UNREADABLE),
+        AnyOf(
+            (
+                raised(*_UNREADABLE),
+                raised("OSError", text=r"image file is truncated|broken data stream|cannot identify image file"),
+            )
+        ),
         ("UnicodeDecodeError", "'utf-8' codec can't decode byte 0x80 in position 0"),
         confidence=Confidence.MEDIUM,
     ),
@@ -224,40 +232,65 @@ EXCEPTION_RULES: Final = (
         Cause.AMBIGUOUS,
         Action.INVESTIGATE,
         "the system refused rank {rank} something",
-        raised("OSError"),
+        raised("OSError", text=r"\A(?!.{0,400}cannot open shared object file|We couldn't connect to)"),
         ("OSError", "[Errno 71] Protocol error"),
         confidence=Confidence.LOW,
     ),
 )
 
 
-_LEAVING: Final = ("SystemExit", "GeneratorExit", "KeyboardInterrupt")
+_LEAVING: Final = frozenset({"SystemExit", "GeneratorExit", "KeyboardInterrupt"})
 
 
 def _any_exception(symptoms: Symptoms) -> str | None:
-    """Any exception, save those by which Python merely leaves, and those that name torch as their home."""
+    """Any exception, save those by which Python or a launcher merely leaves, and those that torch calls its own."""
     if not symptoms.head:
         return None
     name = symptoms.head[0].type
-    return None if name in _LEAVING or name.startswith("torch.") else symptoms.head[0].message.partition("\n")[0]
+    leaves = name.rpartition(".")[2] in _LEAVING | LAUNCHERS
+    return None if leaves or name.startswith("torch.") else symptoms.head[0].message.partition("\n")[0]
 
 
 def _torchs_exception(symptoms: Symptoms) -> str | None:
     """An exception type of torch's own."""
-    ours = symptoms.head and symptoms.head[0].type.startswith("torch.")
+    name = symptoms.head[0].type if symptoms.head else ""
+    ours = name.startswith("torch.") and name.rpartition(".")[2] not in LAUNCHERS
     return symptoms.head[0].message.partition("\n")[0] if ours else None
 
 
+_ASSERT: Final = r"INTERNAL ASSERT FAILED"
 LAST_EXCEPTION_RULES: Final = (
+    exception_rule(
+        "ddp-internal-assert",
+        Cause.FRAMEWORK_BUG,
+        Action.STOP,
+        "the bookkeeping of DistributedDataParallel failed on rank {rank}, which follows from the model",
+        raised_anywhere("RuntimeError", text=r"INTERNAL ASSERT FAILED at .{0,200}reducer\.cpp"),
+        ("RuntimeError", 'expect_hooks INTERNAL ASSERT FAILED at "c10d/reducer.cpp":1633'),
+        "https://github.com/pytorch/pytorch/blob/main/torch/csrc/distributed/c10d/reducer.cpp",
+        Confidence.MEDIUM,
+    ),
     exception_rule(
         "torch-internal-assert",
         Cause.FRAMEWORK_BUG,
         Action.INVESTIGATE,
         "an assertion inside of torch failed on rank {rank}",
-        raised_anywhere("RuntimeError", text=r"INTERNAL ASSERT FAILED"),
+        AnyOf(
+            (raised_anywhere("RuntimeError", text=_ASSERT), printed(Lane.TORCH, _ASSERT), printed(Lane.LOG, _ASSERT))
+        ),
         ("RuntimeError", "isIntegral(false) INTERNAL ASSERT FAILED at 'ScalarOps.h':39"),
         TORCH,
         Confidence.MEDIUM,
+    ),
+    exception_rule(
+        "timed-out",
+        Cause.NETWORK_OR_PEER,
+        Action.RESTART_IN_PLACE,
+        "rank {rank} waited too long for something else",
+        raised_anywhere(text=r"(?i)\btimed out\b|\btimeout\b"),
+        ("vllm.TransferError", "request 3 timed out after 300.0s"),
+        TORCH,
+        Confidence.LOW,
     ),
     exception_rule(
         "user-exception",

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Final
 
 from resilient.core.causes import Action, Cause, Confidence
-from resilient.core.rule import AnyOf, exception_rule, raised_anywhere
+from resilient.core.lanes import Lane
+from resilient.core.rule import AllOf, AnyOf, exception_rule, left_behind, printed, raised, raised_anywhere
 
 ERRNO: Final = "https://man7.org/linux/man-pages/man3/errno.3.html"
 TORCH: Final = "https://docs.pytorch.org/docs/stable/"
@@ -34,13 +35,28 @@ _STORE_UNCLEAR: Final = (Cause.STORAGE, Action.INVESTIGATE)
 
 STORAGE_RULES: Final = (
     exception_rule(
+        "shared-memory",
+        *_SETUP,
+        "rank {rank} has too little shared memory; give it a larger /dev/shm",
+        raised_anywhere(
+            "RuntimeError",
+            text=r"unable to (?:write to file|allocate shared memory|resize|mmap \d+ bytes from file) ?[<(]",
+        ),
+        ("RuntimeError", "unable to write to file </torch_4242_7>"),
+        "https://github.com/pytorch/pytorch/blob/main/aten/src/ATen/MapAllocator.cpp",
+        Confidence.MEDIUM,
+    ),
+    exception_rule(
         "storage-full",
         *_STORE_UNCLEAR,
         "rank {rank} found no space left",
         AnyOf(
             (
                 raised_anywhere("OSError", text=r"^\[Errno (?:28|122)\]"),
-                raised_anywhere("RuntimeError", text=r"No space left on device|PytorchStreamWriter failed writing"),
+                raised_anywhere(
+                    "RuntimeError",
+                    text=r"No space left on device|PytorchStreamWriter failed writing|unexpected pos \d+ vs \d+",
+                ),
             )
         ),
         ("OSError", "[Errno 28] No space left on device: 'out.pt'"),
@@ -83,6 +99,25 @@ STORAGE_RULES: Final = (
         ),
         ("botocore.exceptions.ClientError", "An error occurred (SlowDown) when calling the PutObject operation"),
         S3,
+    ),
+    exception_rule(
+        "storage-lost-on-the-way",
+        *_STORE_AGAIN,
+        "rank {rank} did not find a file after the store had not answered in time",
+        AllOf(
+            (
+                raised("FileNotFoundError"),
+                printed(Lane.STDERR, r"Read ?[Tt]imed ?[Oo]ut|ReadTimeout|Max retries exceeded|Retrying in \d"),
+            )
+        ),
+        left_behind(
+            "Read timed out. Retrying in 1s [Retry 1/5].",
+            "Traceback (most recent call last):",
+            "FileNotFoundError: hf://datasets/someone/something/train-00001.zst",
+            code=1,
+        ),
+        HUB,
+        Confidence.MEDIUM,
     ),
     exception_rule(
         "storage-io-error",
@@ -130,6 +165,17 @@ STORAGE_RULES: Final = (
         HUB,
     ),
     exception_rule(
+        "checkpoint-not-there",
+        *_SETUP,
+        "rank {rank} was to load a checkpoint where there is none",
+        raised_anywhere(
+            "AssertionError", "RuntimeError", text=r"metadata read failed: .{0,400}No such file or directory"
+        ),
+        ("AssertionError", "metadata is None; global metadata read failed: [Errno 2] No such file or directory: 'x'"),
+        "https://github.com/pytorch/pytorch/blob/main/torch/distributed/checkpoint/state_dict_loader.py",
+        Confidence.MEDIUM,
+    ),
+    exception_rule(
         "storage-read-only",
         Cause.CONFIG_OR_ENVIRONMENT,
         Action.STOP,
@@ -149,7 +195,8 @@ STORAGE_RULES: Final = (
                 raised_anywhere("EOFError", text=r"^Ran out of input"),
                 raised_anywhere(
                     "RuntimeError",
-                    text=r"PytorchStreamReader failed|Invalid magic number; corrupt file|archive is corrupted",
+                    text=r"PytorchStreamReader failed|The file might be corrupted"
+                    r"|Invalid magic number; corrupt file|archive is corrupted",
                 ),
             )
         ),
