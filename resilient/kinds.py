@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from resilient.core.cadence import Every
+from resilient.core.policy import OnCodeFault
 from resilient.core.retention import Best, is_metric
 from resilient.durations import every_steps, format_duration, format_every, parse_duration, parse_every
 
@@ -102,6 +103,18 @@ def _format_best(best: Best) -> str:
     return f"{best.metric}:{'min' if best.lowest else 'max'}:{best.count}"
 
 
+def _choice(words: type[OnCodeFault]) -> Kind:
+    """One of a few words."""
+
+    def parse(value: object) -> OnCodeFault:
+        text = _text(value)
+        if text not in (names := [word.value for word in words]):
+            raise ValueError(f"it is none of the words that are known; choose from {', '.join(names)}")
+        return words(text)
+
+    return Kind(parse=parse, format=lambda word: str(word.value))
+
+
 def _or(word: str, kind: Kind) -> Kind:
     """The same kind, where ``word`` means that nothing is set."""
     return Kind(
@@ -120,4 +133,5 @@ SOME: Final = _or("none", COUNT)
 BEST: Final = _or("none", Kind(parse=_best, format=_format_best))
 RESTARTS: Final = _or("none", Kind(parse=lambda value: _whole(_text(value), 0), format=str))
 PATH: Final = Kind(parse=_path, format=str)
+CODE_FAULT: Final = _choice(OnCodeFault)
 SWITCH: Final = Kind(parse=_switch, format=lambda value: str(value).lower())

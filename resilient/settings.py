@@ -20,14 +20,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from resilient.core import user_rules
 from resilient.core.cadence import Every
+from resilient.core.policy import OnCodeFault
 from resilient.core.redact import clean_url
 from resilient.core.retention import Best, Rules
+from resilient.core.rule import Rule
 from resilient.errors import SettingsError
 from resilient.facts import INTERNAL_PREFIX, LINK_VARIABLE, PLATFORM_VARIABLES, read_platform, read_worker
 from resilient.facts import Platform as Platform
 from resilient.facts import WorkerFacts as WorkerFacts
-from resilient.kinds import AUTO_EVERY, BANDWIDTH, BEST, COUNT, DURATION, PATH, RESTARTS, SOME, SWITCH, TIMEOUT, Kind
+from resilient.kinds import (
+    AUTO_EVERY,
+    BANDWIDTH,
+    BEST,
+    CODE_FAULT,
+    COUNT,
+    DURATION,
+    PATH,
+    RESTARTS,
+    SOME,
+    SWITCH,
+    TIMEOUT,
+    Kind,
+)
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -124,6 +140,17 @@ class Settings:
     termination_log: str | None = field(
         default=None,
         metadata=_about(PATH, "File for the last word of a run.", unset="/dev/termination-log where writable"),
+    )
+    rules: str | None = field(
+        default=None,
+        metadata=_about(PATH, "A TOML file with rules of your own on whose fault a failure is.", unset="none"),
+    )
+    on_code_fault: OnCodeFault = field(
+        default=OnCodeFault.CONFIRM,
+        metadata=_about(
+            CODE_FAULT,
+            "What a fault of the code does after the first step: `confirm` by one restart, `stop`, `restart`.",
+        ),
     )
     fresh: bool = field(
         default=False, metadata=_about(SWITCH, "Begin at step 0 although there are checkpoints; they are left alone.")
@@ -228,16 +255,36 @@ def shown(name: str, value: object) -> str:
 def from_platform(path: Path = PLATFORM_FILE) -> tuple[Given, ...]:
     """The layer of the cluster's administrators; none where the file does not exist."""
     try:
-        table = tomllib.loads(path.read_text("utf-8"))
+        table = read_toml(path, "one `name = value` a line")
     except (FileNotFoundError, NotADirectoryError):
         return ()
-    except OSError as error:
-        raise SettingsError(f"cannot read {path}: {error.strerror}; make it readable or remove it") from error
-    except ValueError as error:
-        raise SettingsError(f"cannot read {path}: {error}; write it as TOML, one `name = value` a line") from error
     for name in table.keys() - FIELDS.keys():
         raise SettingsError(f"cannot use {name!r} in {path}: no such setting; {_instead(name, FIELDS)}")
     return tuple(Given(name=name, value=value, origin=str(path)) for name, value in table.items())
+
+
+def read_toml(path: Path, form: str) -> dict[str, Any]:
+    """What a TOML file holds; ``form`` tells how it is to be written. A file that is not there raises OSError."""
+    try:
+        found: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        raise SettingsError(f"cannot read {path}: {error.strerror}; make it readable or remove it") from error
+    except ValueError as error:
+        raise SettingsError(f"cannot read {path}: {error}; write it as TOML, {form}") from error
+    return found
+
+
+def read_rules(path: Path) -> tuple[Rule, ...]:
+    """The user's own rules, all of them good; ``SettingsError`` names every mistake."""
+    try:
+        found = user_rules.read(read_toml(path, "one [[rule]] after the other"), path.name)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise SettingsError(f"cannot read the rules in {path}: there is no such file; give the path of one") from error
+    if found.problems:
+        raise SettingsError(f"cannot use the rules in {path}: " + "\n  ".join(("", *found.problems)).strip())
+    return found.rules
 
 
 def from_run(values: Mapping[str, object]) -> tuple[Given, ...]:

@@ -30,6 +30,8 @@ WRONG = {
     "grace": ["30"],
     "journal": ["", "\x1b[31m"],
     "termination_log": [""],
+    "rules": [""],
+    "on_code_fault": ["", "never", "Confirm"],
     "fresh": ["perhaps", "2"],
     "observe": [""],
 }
@@ -70,6 +72,8 @@ def test_the_settings_are_few_and_these() -> None:
         "grace",
         "journal",
         "termination_log",
+        "rules",
+        "on_code_fault",
         "fresh",
         "observe",
     ]

@@ -204,6 +204,10 @@ class Debit:
     """Seconds for which devices had been held without a newly committed step."""
     wall_s: float
     why: str
+    node: str | None = None
+    """The machine of the pod that left, where it is known."""
+    fault_step: int | None = None
+    """Step that the culprit of the last fault had entered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

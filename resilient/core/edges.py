@@ -28,7 +28,9 @@ from resilient.core.commands import (
     Settle,
     StartWorkers,
 )
+from resilient.core.evidence import Evidence
 from resilient.core.exit_codes import NEEDS_DEBIT, OBSERVED_FAILURE, ExitCode
+from resilient.core.history import Now, reconsider
 from resilient.core.job import Job, Phase
 from resilient.core.policy import Decision
 from resilient.core.suspicion import suspects_device
@@ -160,7 +162,7 @@ def _settled_by(job: Job, now: float) -> SetDeadline:
 
 
 def collected(job: Job, event: ev.Collected, now: float) -> Step:
-    verdict = classify(event.evidence)
+    verdict = reconsider(_now(job, event.evidence), event.past)
     decision = policy.decide(verdict, job.ledger, job.terms, now)
     announce = Announce(text=f"{decision.why}; {decision.do}", verdict=verdict)
     if decision.code is not None:
@@ -176,6 +178,16 @@ def collected(job: Job, event: ev.Collected, now: float) -> Step:
         job, commands = examine(replace(job, backoff_s=decision.delay_s))
         return job, (announce, *commands)
     return job, (announce, SetDeadline(at=now + decision.delay_s))
+
+
+def _now(job: Job, evidence: Evidence) -> Now:
+    """The fault as the attempt's own evidence shows it."""
+    return Now(
+        verdict=classify(evidence, job.rules),
+        node=job.terms.node,
+        reached=job.ledger.highest_step if job.ledger.steps_known else None,
+        ranks=job.ranks,
+    )
 
 
 def launch_again(job: Job, event: ev.DeadlinePassed, now: float) -> Step:
@@ -277,6 +289,8 @@ def _record(job: Job, now: float) -> Step:
             code=int(ending.code or 0),
             step=job.ledger.highest_step,
             fingerprint=fingerprint,
+            node=job.terms.node,
+            fault_step=job.ledger.strikes[-1].step if job.ledger.strikes else None,
             held_s=job.ledger.held(now),
         )
         what = RecordDebit(debit=debit, why=ending.why)

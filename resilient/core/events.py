@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from resilient.core.evidence import Evidence, Hang
+from resilient.core.evidence import Evidence, Hang, Past
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +17,10 @@ class Debit:
     step: int
     """Highest step completed when it was recorded."""
     fingerprint: str = ""
+    node: str | None = None
+    """The machine of the pod that left."""
+    fault_step: int | None = None
+    """Step that the culprit of the last fault had entered."""
     held_s: float = 0.0
     """Seconds for which devices had been held without a newly committed step."""
 
@@ -117,9 +121,10 @@ class GroupEnded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collected:
-    """The evidence of the attempt that ended."""
+    """The evidence of the attempt that ended, and earlier faults of the run, the oldest first."""
 
     evidence: Evidence
+    past: tuple[Past, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,8 @@ import enum
 from dataclasses import dataclass, field
 
 from resilient.core.policy import Decision, Ledger, Terms
+from resilient.core.rule import Rule
+from resilient.core.rules import RULES
 
 
 class Phase(str, enum.Enum):
@@ -52,4 +54,6 @@ class Job:
     """When the platform will kill us, once it has asked to leave."""
     backoff_s: float = 0.0
     """What is left to wait for once the machine has been examined."""
+    rules: tuple[Rule, ...] = field(default=RULES, compare=False, repr=False)
+    """The classifier's table, with the user's own rules in it; it never changes."""
     ending: Decision | None = None

@@ -14,6 +14,7 @@ confirming restart, because a wrong one must not end a month of work.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Final
@@ -25,6 +26,17 @@ from resilient.core.exit_codes import OBSERVED_FAILURE, ExitCode
 LONGEST_BACKOFF_S: Final = 30.0
 
 
+class OnCodeFault(str, enum.Enum):
+    """What is done about a verdict that the same code would fail again."""
+
+    CONFIRM = "confirm"
+    """Stop before the first step; later restart once, and stop if it comes back at the same step."""
+    STOP = "stop"
+    """Stop at once."""
+    RESTART = "restart"
+    """Restart within the budgets, as for any other fault."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
     """What does not change while a supervisor lives."""
@@ -33,6 +45,9 @@ class Terms:
     counters_bound: bool = False
     """The controller's counters of this index are known and at most 20: it would end a loop by itself."""
     observe: bool = False
+    node: str | None = None
+    """The machine of this pod."""
+    on_code_fault: OnCodeFault = OnCodeFault.CONFIRM
     max_restarts: int | None = None
     """Restarts in all that a submission may have; ``None``: only the budgets below bound them."""
     restarts_per_fingerprint: int = 3
@@ -193,7 +208,8 @@ def _stop(verdict: Verdict, ledger: Ledger, terms: Terms, now: float) -> Decisio
     again = ledger.seen_at(verdict.fingerprint, step) or (
         not ledger.steps_known and ledger.count(verdict.fingerprint) > 0
     )
-    if verdict.ruled or never_ran or again:
+    at_once = terms.on_code_fault is OnCodeFault.STOP or never_ran or again
+    if verdict.ruled or (at_once and terms.on_code_fault is not OnCodeFault.RESTART):
         seen = " (twice, at the same point)" if again else ""
         return Decision(code=stop_code(verdict), why=verdict.why + seen, do="correct it and submit the job again")
     return too_long(ledger, terms, now) or _restart(verdict, ledger, terms)

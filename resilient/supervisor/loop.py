@@ -58,6 +58,7 @@ class Supervisor:
         self.job = Job(
             terms=scene.terms(),
             ranks=scene.launch.nproc,
+            rules=scene.rules,
             ledger=scene.first_ledger(),
             has_store=scene.settings.checkpoints is not None,
         )
@@ -183,6 +184,8 @@ class Supervisor:
 
     def _announce(self, command: cm.Announce) -> None:
         self.last = command if command.verdict is not None or self.last is None else self.last
+        if command.verdict is not None:
+            self._scene.remember(command.verdict, self.job.ledger)
         self._scene.say(command.text)
         self._ship()
 
@@ -279,10 +282,7 @@ class Supervisor:
                 committed_step=max((ref.step for ref in answer.checkpoints), default=0),
                 ever_committed=answer.ever_committed and not self._scene.settings.fresh,
                 held_s=answer.last_held_s,
-                debits=tuple(
-                    ev.Debit(code=row.code, step=row.step, fingerprint=row.fingerprint, held_s=row.held_s)
-                    for row in answer.debits
-                ),
+                debits=self._scene.on_record(answer.debits),
             )
         )
 
@@ -392,7 +392,7 @@ class Supervisor:
 
     def _collect(self) -> None:
         self._witnesses.gather(
-            self._crew.members, self._board, lambda found: self._emit(ev.Collected(evidence=found)),
+            self._crew.members, self._board, lambda found: self._emit(ev.Collected(evidence=found, past=tuple(self._scene.past))),
             hang=self._hang, not_started=self._crew.not_started,
         )  # fmt: skip
 

@@ -10,18 +10,25 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from resilient import settings as settings_
+from resilient.checkpoint import layout
 from resilient.checkpoint.arena import Slot, create_arenas
+from resilient.core import history
+from resilient.core.causes import Verdict
 from resilient.core.events import Debit
+from resilient.core.evidence import Past
 from resilient.core.hangs import Bounds
 from resilient.core.job import Job
 from resilient.core.policy import Ledger, Terms, opening_ledger
 from resilient.core.redact import Redactor, clean_argv, clean_url, secrets_of, secrets_of_argv
+from resilient.core.rule import Rule
+from resilient.core.rules import RULES
+from resilient.core.user_rules import with_user_rules
 from resilient.errors import SettingsError
 from resilient.facts import Platform
 from resilient.launch import Launch
@@ -52,6 +59,8 @@ class Scene:
     variables: Mapping[str, str]
     """The environment that we were started in."""
     effective: Effective
+    rules: tuple[Rule, ...]
+    """The classifier's table."""
     platform: Platform
     submission: str
     pod: str
@@ -66,6 +75,8 @@ class Scene:
     place: Place
     terminal: bool
     _slots: dict[int, list[Slot]]
+    past: list[Past] = field(default_factory=list)
+    """Earlier faults of the run, the oldest first."""
 
     @property
     def settings(self) -> Settings:
@@ -85,6 +96,8 @@ class Scene:
             in_kubernetes=platform.in_kubernetes,
             counters_bound=bound,
             observe=settings.observe,
+            node=platform.node,
+            on_code_fault=settings.on_code_fault,
             max_restarts=settings.max_restarts,
             max_time_without_progress_s=settings.max_time_without_progress,
             settle_s=settings.store_patience,
@@ -94,9 +107,31 @@ class Scene:
     def first_ledger(self) -> Ledger:
         """What this submission has spent, by the debits that the journal's directory holds where there is no store."""
         mine = [row for row in self.journal.local_debits() if row.submission == self.submission]
-        debits = [Debit(code=row.code, step=row.step, fingerprint=row.fingerprint) for row in mine]
+        debits = self.on_record(mine)
         held_s = mine[-1].held_s if mine else 0.0
         return opening_ledger(Ledger(), committed_step=0, held_s=held_s, debits=debits, now=time.monotonic())
+
+    def on_record(self, rows: Sequence[layout.Debit]) -> tuple[Debit, ...]:
+        """What earlier pods of this submission put on record, in the core's words; their faults are remembered."""
+        debits = tuple(
+            Debit(
+                code=row.code,
+                step=row.step,
+                fingerprint=row.fingerprint,
+                held_s=row.held_s,
+                node=row.node,
+                fault_step=row.fault_step,
+            )
+            for row in rows
+        )
+        self.past[:0] = history.on_record(debits)
+        return debits
+
+    def remember(self, verdict: Verdict, ledger: Ledger) -> None:
+        """A fault of this supervisor's workers, for the verdict on the next one."""
+        reached = ledger.highest_step if ledger.steps_known else None
+        self.past.append(history.remember(verdict, node=self.platform.node, reached=reached))
+        del self.past[: -history.KEPT]
 
     def bounds(self, tick_s: float) -> Bounds:
         """What the hang rules must know."""
@@ -170,6 +205,8 @@ class Scene:
 def set_up(launch: Launch, environ: Mapping[str, str]) -> Scene:
     """Check every setting, then make what a supervisor needs; nothing is started."""
     effective = settings_.load(flags=launch.setting_flags, environ=environ)
+    own = effective.settings.rules
+    rules = RULES if own is None else with_user_rules(settings_.read_rules(Path(own)))
     platform = settings_.platform(environ)
     submission = platform.submission or f"local-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
     journal_dir = _journal_dir(effective.settings, submission)
@@ -194,6 +231,7 @@ def set_up(launch: Launch, environ: Mapping[str, str]) -> Scene:
         launch=launch,
         variables=environ,
         effective=effective,
+        rules=rules,
         platform=platform,
         submission=submission,
         pod=platform.pod or re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname()).strip("-.") or "pod",

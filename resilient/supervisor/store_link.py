@@ -178,6 +178,8 @@ class StoreLink:
             held_s=debit.held_s,
             wall_s=time.time(),
             why=why[:1000],
+            node=debit.node,
+            fault_step=debit.fault_step,
         )
 
     def finish(

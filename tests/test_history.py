@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What earlier faults of a run make of one that has two owners."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from resilient.core import events as ev
+from resilient.core.causes import Action, Cause, Confidence, Verdict
+from resilient.core.commands import Announce
+from resilient.core.evidence import Evidence, Past, RankEvidence
+from resilient.core.exit_codes import ExitCode
+from resilient.core.history import HISTORY_RULES, Now, on_record, reconsider, remember
+from resilient.core.job import Job, Phase
+from resilient.core.machine import advance
+from resilient.core.policy import Ledger, OnCodeFault, Terms, decide
+
+UNCLEAR = Verdict(
+    cause=Cause.AMBIGUOUS,
+    action=Action.INVESTIGATE,
+    confidence=Confidence.LOW,
+    rule="cuda-memory-access",
+    why="a kernel went wrong",
+    fingerprint="cuda-memory-access",
+    culprit=3,
+    step=900,
+)
+NOW = Now(verdict=UNCLEAR, node="node-a", reached=900, ranks=8)
+BEFORE = remember(UNCLEAR, node="node-a", reached=900)
+
+
+def test_the_same_step_on_another_machine_is_the_code() -> None:
+    """Fingerprint and step agree, the hardware does not."""
+    verdict = reconsider(NOW, [replace(BEFORE, node="node-b")])
+    assert (verdict.rule, verdict.cause, verdict.action) == ("same-step-elsewhere", Cause.USER_CODE, Action.STOP)
+    assert verdict.fingerprint == UNCLEAR.fingerprint
+    assert UNCLEAR.why in verdict.why
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"step": 901, "node": "node-b"}, {"fingerprint": "x", "node": "node-b"}, {"node": "node-a"}, {"node": None}],
+)
+def test_another_step_or_fault_or_no_other_machine_says_nothing(other: dict[str, object]) -> None:
+    """Each of the three must be known to agree or differ."""
+    assert reconsider(NOW, [replace(BEFORE, **other)]) == UNCLEAR  # type: ignore[arg-type]
+
+
+def test_the_same_step_for_the_third_time_is_the_code() -> None:
+    """Even on one machine; twice is not enough."""
+    assert reconsider(NOW, [BEFORE]) == UNCLEAR
+    assert reconsider(NOW, [BEFORE, BEFORE]).rule == "same-step-every-time"
+
+
+def test_twice_before_the_first_step_is_the_set_up() -> None:
+    """Where steps are known and none was ever made."""
+    early = replace(NOW, verdict=replace(UNCLEAR, step=None), reached=0)
+    before = remember(early.verdict, node=None, reached=0)
+    verdict = reconsider(early, [before])
+    assert (verdict.rule, verdict.cause) == ("twice-before-the-first-step", Cause.CONFIG_OR_ENVIRONMENT)
+    unknown = replace(early, reached=None)
+    assert reconsider(unknown, [replace(before, reached=None)]) == early.verdict
+    away = replace(early, verdict=replace(early.verdict, cause=Cause.STORAGE, action=Action.RESTART_IN_PLACE))
+    assert reconsider(away, [before]) == away.verdict
+
+
+def faults(*steps: int, **more: object) -> list[Past]:
+    """Earlier faults at these steps."""
+    return [replace(BEFORE, fingerprint=f"f{step}", step=step, **more) for step in steps]  # type: ignore[arg-type]
+
+
+def test_one_device_at_ever_other_steps_is_the_device() -> None:
+    """While the others had none; then no second look is needed."""
+    verdict = reconsider(NOW, faults(100, 500))
+    assert (verdict.rule, verdict.action, verdict.device_grade) == ("one-device-again", Action.RESCHEDULE, True)
+    bug = replace(NOW, verdict=replace(UNCLEAR, cause=Cause.USER_CODE, action=Action.STOP))
+    assert reconsider(bug, faults(100, 500)).action is Action.STOP
+    assert reconsider(bug, faults(100, 300, 500)).device_grade
+
+
+@pytest.mark.parametrize(
+    ("now", "past"),
+    [
+        (NOW, faults(100)),
+        (NOW, faults(100, 900)),
+        (NOW, [*faults(100), *faults(500, rank=4)]),
+        (NOW, [*faults(100), *faults(500, node="node-b")]),
+        (replace(NOW, ranks=1), faults(100, 500)),
+        (replace(NOW, verdict=replace(UNCLEAR, culprit=None)), faults(100, 500)),
+        (replace(NOW, verdict=replace(UNCLEAR, cause=Cause.STORAGE)), faults(100, 500)),
+    ],
+    ids=["too few", "a step twice", "another rank", "another node", "no others", "nobody to blame", "storage"],
+)
+def test_less_than_that_does_not_condemn_a_device(now: Now, past: list[Past]) -> None:
+    """A healthy node must not be given up for chance."""
+    assert not reconsider(now, past).device_grade
+
+
+def test_verdicts_on_hardware_and_rulings_are_not_reconsidered() -> None:
+    """They need no history."""
+    for verdict in (replace(UNCLEAR, device_grade=True), replace(UNCLEAR, ruled=True)):
+        assert reconsider(replace(NOW, verdict=verdict), [BEFORE, BEFORE]) == verdict
+
+
+def test_each_row_has_a_reason_and_a_source() -> None:
+    """As any other rule has."""
+    assert len({rule.id for rule in HISTORY_RULES}) == len(HISTORY_RULES)
+    assert all(rule.why and rule.source.startswith("https://") for rule in HISTORY_RULES)
+
+
+def test_what_another_pod_put_on_record_changes_the_verdict() -> None:
+    """A debit counts like a fault of this supervisor's; a preemption is none."""
+    crash = Evidence(ranks=(RankEvidence(rank=0, signal=11, order=0, step=9),))
+    reached = Ledger(steps_known=True, highest_step=8)
+    job = Job(terms=Terms(node="node-b"), ranks=2, phase=Phase.JUDGING, ledger=reached)
+    _, commands = advance(job, ev.Collected(evidence=crash), 1.0)
+    (verdict,) = (each.verdict for each in commands if isinstance(each, Announce) and each.verdict is not None)
+    assert verdict.rule == "sigsegv"
+    debit = ev.Debit(code=194, step=8, fault_step=9, fingerprint=verdict.fingerprint, node="node-a")
+    _, commands = advance(job, ev.Collected(evidence=crash, past=on_record([debit])), 1.0)
+    assert any("another machine" in each.text for each in commands if isinstance(each, Announce))
+    assert not on_record([replace(debit, code=195), replace(debit, fingerprint="")])
+
+
+CODE = replace(UNCLEAR, cause=Cause.USER_CODE, action=Action.STOP)
+TRAINED = Ledger(steps_known=True, highest_step=1000)
+
+
+@pytest.mark.parametrize(
+    ("told", "ledger", "code"),
+    [
+        (OnCodeFault.CONFIRM, TRAINED, None),
+        (OnCodeFault.CONFIRM, TRAINED.struck(CODE.fingerprint, 900), ExitCode.CODE_FAULT),
+        (OnCodeFault.CONFIRM, Ledger(steps_known=True), ExitCode.CODE_FAULT),
+        (OnCodeFault.STOP, TRAINED, ExitCode.CODE_FAULT),
+        (OnCodeFault.RESTART, TRAINED, None),
+        (OnCodeFault.RESTART, TRAINED.struck(CODE.fingerprint, 900), None),
+        (OnCodeFault.RESTART, Ledger(steps_known=True), None),
+    ],
+)
+def test_the_user_says_what_a_fault_of_the_code_does(told: OnCodeFault, ledger: Ledger, code: int | None) -> None:
+    """Confirmed by one restart unless told otherwise; ``resilient.Stop`` is heard in any case."""
+    terms = Terms(on_code_fault=told)
+    assert decide(CODE, ledger, terms, 0.0).code == code
+    assert decide(replace(CODE, ruled=True), ledger, terms, 0.0).code == ExitCode.CODE_FAULT
