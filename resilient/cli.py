@@ -13,7 +13,8 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Final, NoReturn
 
 from resilient import launch, settings
@@ -90,8 +91,8 @@ def _dispatch(argv: list[str]) -> int:
         from resilient.report.story import explain_command
 
         return explain_command(asked.run, as_json=asked.json)
-    if asked.verb == "checkpoints":
-        return _shown(lambda: _checkpoints(asked))
+    if asked.verb in _PRINTING:
+        return _shown(lambda: _PRINTING[asked.verb](asked))
     from resilient.supervisor.control import control_command
 
     return control_command(asked.verb, asked.run)
@@ -126,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     for verb in (save, stop):
         verb.add_argument("run", metavar="RUN", help="directory or URL of the checkpoints, or directory of the journal")
     _add_checkpoints(verbs.add_parser("checkpoints", help="list, verify, show, prune and export what a run has saved"))
+    _add_verdicts(verbs)
     verbs.add_parser("doctor", help="look whether a training can run here, before it does", add_help=False)
     verbs.add_parser("config", help="print every setting, its default and where it comes from", add_help=False)
     return parser
@@ -157,6 +159,39 @@ def _add_checkpoints(parser: argparse.ArgumentParser) -> None:
         action.add_argument("--json", action="store_true", help="the same as JSON")
 
 
+def _add_verdicts(verbs: argparse._SubParsersAction[_Parser]) -> None:
+    judging = verbs.add_parser("classify", help="say what ended a training, and whose fault it was, from its log")
+    judging.add_argument("file", metavar="FILE", nargs="?", default="-", help="a log; - for stdin, the default")
+    judging.add_argument(
+        "--jsonl",
+        action="store_true",
+        help='FILE holds records, one a line: {"id", "exit_code", "signal", "stderr", "ranks"}',
+    )
+    rules = verbs.add_parser("rules", help="print the rules of the classifier in order, with their sources")
+    rules.add_argument("--json", action="store_true", help="the same as JSON")
+    rules.add_argument("--check", metavar="TOML", help="read these rules of your own, and say what is wrong with them")
+    for parser in (judging, rules):
+        parser.add_argument("--rules", metavar="TOML", help="with rules of your own")
+
+
+def _classify(asked: argparse.Namespace) -> int:
+    from resilient.report import verdicts
+
+    own = settings.read_rules(Path(asked.rules)) if asked.rules else ()
+    return verdicts.classify_command(asked.file, jsonl=asked.jsonl, own=own)
+
+
+def _rules(asked: argparse.Namespace) -> int:
+    if asked.check:
+        count = len(settings.read_rules(Path(asked.check)))
+        print(f"{asked.check}: {count} {'rule' if count == 1 else 'rules'}, and each example selects its own")
+        return ExitCode.FINISHED
+    from resilient.report import verdicts
+
+    own = settings.read_rules(Path(asked.rules)) if asked.rules else ()
+    return verdicts.rules_command(own, as_json=asked.json)
+
+
 def _checkpoints(asked: argparse.Namespace) -> int:
     from resilient.report import checkpoints
 
@@ -179,6 +214,14 @@ def _checkpoints(asked: argparse.Namespace) -> int:
     return checkpoints.export_command(
         asked.url, asked.name, to=asked.to, kind=asked.format, rank=asked.rank, part=asked.part
     )
+
+
+_PRINTING: Final[Mapping[str, Callable[[argparse.Namespace], int]]] = {
+    "checkpoints": _checkpoints,
+    "classify": _classify,
+    "rules": _rules,
+}
+"""Verbs that print as much as there is, perhaps into a `head`."""
 
 
 def _run(argv: list[str]) -> int:
