@@ -16,7 +16,7 @@ import resilient
 from resilient import cli, launch, torchrun
 from resilient.core.policy import Terms
 from resilient.core.rules import RULES
-from resilient.settings import FIELDS, flag
+from resilient.settings import FIELDS, flag, read_rules
 
 ROOT = readme.PATH.parent
 PACKAGE = ROOT / "resilient"
@@ -42,7 +42,15 @@ def test_generated_parts_are_those_of_the_code(name: str) -> None:
 
 def test_every_language_is_checked_somewhere() -> None:
     """A block in a language that no test here reads would be a claim of nobody's."""
-    assert readme.languages() == {"python", "sh", "mermaid"}
+    assert readme.languages() == {"python", "sh", "mermaid", "toml"}
+
+
+def test_rules_can_be_copied(tmp_path: Path) -> None:
+    """The example of a rule of one's own is one, and each example selects its rule."""
+    for text in readme.blocks("toml"):
+        path = tmp_path / "rules.toml"
+        path.write_text(text)
+        assert read_rules(path)
 
 
 def test_python_uses_public_names_only() -> None:
