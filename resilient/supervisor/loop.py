@@ -16,7 +16,6 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from resilient.checkpoint import layout
 from resilient.checkpoint.requests import Opened
 from resilient.core import commands as cm
 from resilient.core import events as ev
@@ -25,13 +24,13 @@ from resilient.core.evidence import Hang
 from resilient.core.exit_codes import ExitCode
 from resilient.core.job import Job, Phase
 from resilient.core.machine import advance, begin
-from resilient.errors import StoreError
 from resilient.link.board import Board
 from resilient.preflight.at_start import Preflight
 from resilient.supervisor import collect, samples, watching
 from resilient.supervisor.crew import Crew
 from resilient.supervisor.host import Host, Ports
 from resilient.supervisor.processes import check_command, reap_orphans
+from resilient.supervisor.recording import Recording
 from resilient.supervisor.scene import Scene
 from resilient.supervisor.sentry import Sentry
 from resilient.supervisor.store_link import StoreLink
@@ -95,7 +94,7 @@ class Supervisor:
         self._deadline: float | None = None
         self._progress_at = 0.0
         self._first_step_of = 0
-        self._recording = 0
+        self._recording = Recording(scene, self._store, self._emit)
         self.last: cm.Announce | None = None
         self.exit: cm.Exit | None = None
 
@@ -287,34 +286,13 @@ class Supervisor:
         )
 
     def _record(self, command: cm.RecordDebit | cm.RecordFinished) -> None:
-        self._recording += 1
-        number = self._recording
-
-        def then(problem: str | None) -> None:
-            if number == self._recording:  # an exit that was overtaken by another is of no interest
-                self._emit(ev.Recorded() if problem is None else ev.RecordFailed(why=problem))
-
-        patience_s = max(0.5, (self._deadline or 0.0) - time.monotonic() - 0.5)
-        if not self.job.has_store:
-            then(None if isinstance(command, cm.RecordFinished) else self._record_here(command))
-        elif isinstance(command, cm.RecordFinished):
-            self._store.finish(
-                steps=self._host.total_steps, reached=command.step, attempt=self.job.attempt,
-                patience_s=patience_s, then=then,
-            )  # fmt: skip
-        else:
-            self._store.record(
-                command.debit, attempt=self.job.attempt, why=command.why, patience_s=patience_s, then=then
-            )
-
-    def _record_here(self, command: cm.RecordDebit) -> str | None:
-        """Without a checkpoint URL the journal's directory holds the debits."""
-        row = self._store.debit(command.debit, attempt=self.job.attempt, why=command.why)
-        try:
-            self._scene.journal.record_local(f"{time.time_ns()}", layout.encode(row))
-        except (OSError, StoreError) as error:
-            return str(error)
-        return None
+        self._recording.begin(
+            command,
+            attempt=self.job.attempt,
+            total_steps=self._host.total_steps,
+            has_store=self.job.has_store,
+            patience_s=max(0.5, (self._deadline or 0.0) - time.monotonic() - 0.5),
+        )
 
     # Descriptors.
 
@@ -391,8 +369,9 @@ class Supervisor:
         self._crew.end(grace_s, ask=is_fault)
 
     def _collect(self) -> None:
+        past = tuple(self._scene.past)
         self._witnesses.gather(
-            self._crew.members, self._board, lambda found: self._emit(ev.Collected(evidence=found, past=tuple(self._scene.past))),
+            self._crew.members, self._board, lambda found: self._emit(ev.Collected(evidence=found, past=past)),
             hang=self._hang, not_started=self._crew.not_started,
         )  # fmt: skip
 
