@@ -148,8 +148,7 @@ class Settings:
     on_code_fault: OnCodeFault = field(
         default=OnCodeFault.CONFIRM,
         metadata=_about(
-            CODE_FAULT,
-            "What a fault of the code does after the first step: `confirm` by one restart, `stop`, `restart`.",
+            CODE_FAULT, "At a code fault after the first step: `confirm` by one restart, `stop`, `restart`."
         ),
     )
     fresh: bool = field(

@@ -200,15 +200,22 @@ def start(scene: Scene, rank: int, folder: Path) -> int:
         fd = os.open(folder / f"stderr-{rank}", os.O_WRONLY | os.O_CREAT, 0o600)
         os.dup2(fd, 2)
         chatter(rank)
-        scene(rank, folder)
-        code = 0
-    except BaseException:  # what an uncaught exception does at the top of a script
-        # A loader whose worker died raises from the handler of SIGCHLD, once more while this one is printed.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
-        traceback.print_exc()
+        try:
+            scene(rank, folder)
+            code = 0
+        except BaseException:  # what an uncaught exception does at the top of a script
+            print_uncaught()
+    except BaseException:  # a loader whose worker died raises from a signal handler, wherever its process is
+        print_uncaught()
     finally:
         sys.stderr.flush()
         os._exit(code)
+
+
+def print_uncaught() -> None:
+    """What Python prints last, with no handler to come in between."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+    traceback.print_exc()
 
 
 def play(name: str, folder: Path) -> list[dict[str, object]]:

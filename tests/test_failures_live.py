@@ -48,8 +48,17 @@ BY_TRY = {Action.RESTART_IN_PLACE, Action.INVESTIGATE}
 def play(folder: Path, names: Sequence[str]) -> dict[str, tuple[RankEvidence, ...]]:
     """Play scenes, and gather what a supervisor would know of their ranks."""
     command = [sys.executable, str(SCRIPT), str(folder), *names]
+    before = shared_tensors()
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=300)
+    for path in shared_tensors() - before:  # a loader's worker that is killed cannot take its own away
+        if not Path(f"/proc/{path.name.split('_')[1]}").exists():
+            path.unlink(missing_ok=True)
     return {name: gather(endings) for name, endings in json.loads(done.stdout).items()}
+
+
+def shared_tensors() -> set[Path]:
+    """What loaders have put into shared memory, by the process that did."""
+    return set(Path("/dev/shm").glob("torch_*_*_*"))
 
 
 def gather(endings: Sequence[dict[str, Any]]) -> tuple[RankEvidence, ...]:

@@ -50,7 +50,7 @@ def classify(evidence: Evidence, rules: Sequence[Rule] = RULES) -> Verdict:
         findings += _absent_hang(evidence, rules)
     if not findings:
         rank = evidence.ranks[0] if evidence.ranks else RankEvidence(rank=0)
-        return replace(_verdict(_Finding(observe(rank, evidence), RULES[-1], "")), culprit=None, step=None)
+        return replace(_verdict(_Finding(observe(rank, evidence), RULES[-1], "")), culprit=None, step=None, evidence=())
     blamed = min(findings, key=_blame)
     verdict = _verdict(blamed)
     is_victim = blamed.rule.role is Role.VICTIM

@@ -79,7 +79,7 @@ PEER_RULES: Final = (
         confidence=Confidence.MEDIUM,
         # Under the supervisor ports are chosen anew; from a log nobody knows that.
         when=AllOf(
-            (kept_log, stated(r"(?=[^\n]{0,300}:29[45]00\b)[^\n]{0,400}(?:EADDRINUSE|[Aa]ddress already in use)"))
+            (kept_log, stated(r"^(?=[^\n]{0,300}:29[45]00\b)[^\n]{0,400}(?:EADDRINUSE|[Aa]ddress already in use)"))
         ),
         why="the default port is taken, as by a second run on this host: {seen}",
         source="https://docs.pytorch.org/docs/stable/elastic/run.html",
