@@ -132,6 +132,10 @@ class Client:
         }
         return self.ask(requests.Open, **{**values, **fields})
 
+    def claim(self, attempt: int, **fields: Any) -> Any:
+        values: Mapping[str, Any] = {"began_from": None, "held_s": 0.0, "claimed_s": 1.0, "token": "ours"}
+        return self.ask(requests.Claim, attempt=attempt, **{**values, **fields})
+
     def save(self, records: Sequence[SlotRecord], attempt: int, step: int, **fields: Any) -> Any:
         values: Mapping[str, Any] = {
             "world_size": len(records),

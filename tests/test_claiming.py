@@ -47,7 +47,8 @@ def desk() -> Desk:
 
 def test_an_attempt_is_ours_once_the_store_says_so(desk: Desk) -> None:
     """Until then it is unknown whether anything may be saved."""
-    assert desk.asked == [Claim(id=1, attempt=3, began_from="2-9", held_s=7.0)]
+    (asked,) = desk.asked
+    assert (asked.attempt, asked.began_from, asked.held_s) == (3, "2-9", 7.0)
     desk.answer(Done(id=1))
     assert (desk.may_save, desk.told) == ([None, True], [])
 
@@ -74,6 +75,7 @@ def test_savers_that_die_one_after_the_other_are_not_replaced_without_pause(desk
     for _ in range(MOST_DEATHS):
         desk.answer(DIED)
     assert (len(desk.asked), desk.told) == (1 + MOST_DEATHS, [])
+    assert set(desk.asked) == {desk.asked[0]}  # what a saver did before it died is known by its token
     desk.answer(DIED)
     assert (len(desk.asked), desk.told, desk.may_save[-1]) == (1 + MOST_DEATHS, ["save_failed"], False)
 
@@ -85,6 +87,7 @@ def test_an_attempt_that_is_over_is_not_claimed_any_more(desk: Desk) -> None:
     desk.claiming.tick(1000.0)
     assert len(desk.asked) == 1
     desk.claiming.begin(4, None)
+    assert desk.asked[1].token != desk.asked[0].token
     desk.claiming.forget()
     desk.answer(TAKEN)
     assert desk.told == ["save_failed"]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from faulty_store import Arenas, SaverProcess
 
-from resilient.checkpoint.requests import Claim, Failed, Fetch, Fetched, Reply, Request
+from resilient.checkpoint.requests import Failed, Fetch, Fetched, Reply, Request
 from resilient.checkpoint.whole import Whole
 from resilient.errors import CheckpointError
 from resilient.link.board import SPILL, WHOLE, WHOLE_ON_DISK, Board, Extent, SlotRecord
@@ -204,7 +204,7 @@ def saved(tmp_path: Path, arenas: Arenas) -> Iterator[Any]:
     """A client of a saver, and a checkpoint of two ranks; the slots are empty again."""
     with SaverProcess(arenas) as saver:
         saver.client.open(tmp_path)
-        saver.client.ask(Claim, attempt=1, began_from=None, held_s=0.0)
+        saver.client.claim(1)
         assert saver.client.save(arenas.records, 1, 10).name == "1-10"
         for fd in arenas.fds:
             os.pwrite(fd, bytes(min(1 << 14, os.fstat(fd).st_size)), 0)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resilient.core.fingerprint import fingerprint, normalise
+from resilient.core.fingerprint import fingerprint, normalise, rule_of
 
 
 @pytest.mark.parametrize(
@@ -68,3 +68,15 @@ def test_numbers_never_tell_two_faults_apart(one: int, other: int) -> None:
 def test_hostile_messages_are_cut_before_any_pattern_sees_them(text: str) -> None:
     """The work does not grow with the message."""
     assert normalise(text) == normalise(text[:4096])
+
+
+def test_a_fingerprint_names_its_rule() -> None:
+    """Whatever follows it."""
+    for parts in (
+        ("sigkill",),
+        ("a-b", "m.E"),
+        ("a-b", "m.E", "f.py:g"),
+        ("a-b", None, "f.py:g"),
+        ("a-b", None, None, "x"),
+    ):
+        assert rule_of(fingerprint(*parts)) == parts[0]

@@ -12,10 +12,12 @@ from resilient.core.causes import Action, Cause, Confidence, Verdict
 from resilient.core.commands import Announce
 from resilient.core.evidence import Evidence, Past, RankEvidence
 from resilient.core.exit_codes import ExitCode
+from resilient.core.fingerprint import fingerprint
 from resilient.core.history import HISTORY_RULES, Now, on_record, reconsider, remember
 from resilient.core.job import Job, Phase
 from resilient.core.machine import advance
 from resilient.core.policy import Ledger, OnCodeFault, Terms, decide
+from resilient.core.rules import RULES
 
 UNCLEAR = Verdict(
     cause=Cause.AMBIGUOUS,
@@ -68,7 +70,7 @@ def test_twice_before_the_first_step_is_the_set_up() -> None:
 
 def faults(*steps: int, **more: object) -> list[Past]:
     """Earlier faults at these steps."""
-    return [replace(BEFORE, fingerprint=f"f{step}", step=step, **more) for step in steps]  # type: ignore[arg-type]
+    return [replace(BEFORE, **{"fingerprint": f"f{step}", "step": step, **more}) for step in steps]  # type: ignore[arg-type]  # of all fields
 
 
 def test_one_device_at_ever_other_steps_is_the_device() -> None:
@@ -96,6 +98,15 @@ def test_one_device_at_ever_other_steps_is_the_device() -> None:
 def test_less_than_that_does_not_condemn_a_device(now: Now, past: list[Past]) -> None:
     """A healthy node must not be given up for chance."""
     assert not reconsider(now, past).device_grade
+
+
+@pytest.mark.parametrize("rule", ["sigkill", "sigkill-while-loading", "sigterm", "not-started"])
+def test_what_is_done_to_a_process_from_outside_condemns_no_device(rule: str) -> None:
+    """Nor does it count among the faults of one."""
+    killed = replace(NOW, verdict=replace(UNCLEAR, fingerprint=fingerprint(rule, function="train.py:step")))
+    assert not reconsider(killed, faults(100, 500)).device_grade
+    assert not reconsider(NOW, [*faults(100), *faults(500, fingerprint=rule)]).device_grade
+    assert any(each.id == rule for each in RULES)
 
 
 def test_verdicts_on_hardware_and_rulings_are_not_reconsidered() -> None:

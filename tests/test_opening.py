@@ -111,7 +111,10 @@ def test_who_asks_while_it_is_opened_gets_the_one_answer(tmp_path: Path) -> None
         link.open(settings, fresh=False, until=float("inf"), then=answers.append)
     timers["slow"]()
     assert said == ["the checkpoint store has not been opened for 30 s; it is still waited for"]
-    link.submit(lambda number: Claim(id=number, attempt=1, began_from=None, held_s=0.0), replies.append)
+    link.submit(
+        lambda number: Claim(id=number, attempt=1, began_from=None, held_s=0.0, claimed_s=1.0, token="t"),
+        replies.append,
+    )
     while not replies:
         for fd in select.select(list(watched), [], [])[0]:
             watched[fd]()

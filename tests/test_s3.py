@@ -14,7 +14,7 @@ from s3_server import running
 from resilient.checkpoint.files import Store
 from resilient.checkpoint.holder import UNKNOWN, Locked
 from resilient.checkpoint.lock import acquire
-from resilient.checkpoint.requests import Claim, Done, Failed, Opened, Saved
+from resilient.checkpoint.requests import Done, Failed, Opened, Saved
 from resilient.checkpoint.store import open_store
 from resilient.checkpoint.store_errors import Exists, Missing
 from resilient.checkpoint.survey import survey
@@ -106,7 +106,7 @@ def test_a_run_on_s3(url: str) -> None:
         with SaverProcess(arenas) as first, SaverProcess(arenas) as second:
             opened: Any = first.client.open(url, keep=2)
             assert isinstance(opened, Opened), opened
-            assert isinstance(first.client.ask(Claim, attempt=1, began_from=None, held_s=0.0), Done)
+            assert isinstance(first.client.claim(1), Done)
             replies = [first.client.save(arenas.records, 1, step) for step in (1, 10, 9)]
             assert [type(reply) for reply in replies] == [Saved] * 3, replies
             refused = second.client.open(url)
@@ -115,7 +115,7 @@ def test_a_run_on_s3(url: str) -> None:
             first.process.wait()
             again = second.client.open(url, keep=2)
             assert [ref.name for ref in again.checkpoints] == ["1-10", "1-9"]
-            assert isinstance(second.client.ask(Claim, attempt=2, began_from="1-10", held_s=0.0), Done)
+            assert isinstance(second.client.claim(2, began_from="1-10"), Done)
             assert second.client.save(arenas.records, 2, 3).name == "2-3"
             assert second.end() == 0
     finally:

@@ -19,7 +19,7 @@ from faulty_store import Arenas, Client, FaultyFileSystem, Inline, SaverProcess
 
 from resilient.checkpoint import requests
 from resilient.checkpoint.layout import Debit, FinishedMark
-from resilient.checkpoint.requests import Claim, Done, Failed, Finish, Opened, Record, Saved, Ship
+from resilient.checkpoint.requests import Done, Failed, Finish, Opened, Record, Saved, Ship
 from resilient.checkpoint.store import open_store
 from resilient.checkpoint.survey import survey
 from resilient.checkpoint.vault import Vault
@@ -60,7 +60,7 @@ def test_a_run_from_its_opening_to_its_end(tmp_path: Path, arenas: Arenas) -> No
         opened = client.open(url, keep=2)
         assert isinstance(opened, Opened)
         assert (opened.next_attempt, opened.checkpoints, opened.ever_committed) == (1, (), False)
-        assert client.ask(Claim, attempt=1, began_from=None, held_s=0.0) == Done(id=2)
+        assert client.claim(1) == Done(id=2)
         saved = [client.save(arenas.records, 1, step) for step in (5, 10, 15)]
         assert [reply.name for reply in saved] == ["1-5", "1-10", "1-15"]
         assert [reply.pruned for reply in saved] == [(), (), ("1-5",)]
@@ -198,16 +198,19 @@ def test_only_one_of_two_claims_is_done(tmp_path: Path, arenas: Arenas) -> None:
     """A saver whose attempt was claimed by another one hears of it."""
     with Inline(arenas) as client:
         client.open(tmp_path)
-        assert isinstance(client.ask(Claim, attempt=1, began_from=None, held_s=0.0), Done)
-        refused = client.ask(Claim, attempt=1, began_from=None, held_s=0.0)
+        assert isinstance(client.claim(1), Done)
+        refused = client.claim(1, token="another's")
         assert (type(refused), refused.kind, refused.conflict) == (Failed, "conflict", True)
+    with Inline(arenas) as client:  # the saver that claimed it was killed before it could say so
+        client.open(tmp_path)
+        assert isinstance(client.claim(1), Done)
 
 
 def test_an_exit_is_put_on_record_under_a_number_that_is_free(tmp_path: Path, arenas: Arenas) -> None:
     """Asked to leave while the run is opened a supervisor does not know its numbers yet; and it may change its mind."""
     with Inline(arenas) as client:
         client.open(tmp_path)
-        client.ask(Claim, attempt=1, began_from=None, held_s=0.0)
+        client.claim(1)
         assert isinstance(client.ask(Record, debit=DEBIT), Done)
         assert isinstance(client.ask(Record, debit=replace(DEBIT, code=195, wall_s=10.0)), Done)
     with Inline(arenas) as client:
@@ -259,7 +262,7 @@ def test_each_request_says_why_it_failed(arenas: Arenas, error: OSError, kind: s
 
     def asked(client: Client) -> list[Any]:
         return [
-            client.ask(Claim, attempt=1, began_from=None, held_s=0.0, patience_s=0.0),
+            client.claim(1, patience_s=0.0),
             client.save(arenas.records, 1, 1),
             client.ask(Record, debit=DEBIT, patience_s=0.0),
         ]
@@ -289,7 +292,7 @@ def test_silence_is_asked_again(arenas: Arenas) -> None:
     with Inline(arenas) as client:
         client.open("faulty://run")
         FaultyFileSystem.fault = staticmethod(fault)
-        assert isinstance(client.ask(Claim, attempt=1, began_from=None, held_s=0.0), Done)
+        assert isinstance(client.claim(1), Done)
     FaultyFileSystem.reset()
 
 
@@ -316,7 +319,7 @@ def test_a_lost_answer_is_not_a_lost_claim(arenas: Arenas) -> None:
         FaultyFileSystem.fault = staticmethod(fault)
         FaultyFileSystem.pipe_file = remembering  # type: ignore[method-assign]
         try:
-            assert isinstance(client.ask(Claim, attempt=1, began_from=None, held_s=0.0), Done)
+            assert isinstance(client.claim(1), Done)
         finally:
             FaultyFileSystem.pipe_file = create  # type: ignore[method-assign]
     FaultyFileSystem.reset()
@@ -342,7 +345,7 @@ def test_fresh_begins_once_for_each_submission(tmp_path: Path, arenas: Arenas) -
         with Inline(arenas) as client:
             opened = client.open(tmp_path, submission=submission, fresh=fresh)
             attempt = opened.next_attempt
-            client.ask(Claim, attempt=attempt, began_from=None, held_s=0.0)
+            client.claim(attempt)
             client.save(arenas.records, attempt, 5)
             return [ref.name for ref in opened.checkpoints]
 
@@ -358,7 +361,7 @@ def test_what_an_attempt_began_from_is_kept_until_it_has_saved(tmp_path: Path, a
     with Inline(arenas) as client:
         client.open(tmp_path, keep=1)
         client.save(arenas.records, 1, 1)
-        client.ask(Claim, attempt=2, began_from="1-1", held_s=0.0)
+        client.claim(2, began_from="1-1")
         assert client.save(arenas.records, 1, 2).pruned == ()
         assert client.save(arenas.records, 2, 3, in_use=("1-2",)).pruned == ("1-1",)
         assert client.save(arenas.records, 2, 4).pruned == ("1-2", "2-3")

@@ -182,9 +182,10 @@ def test_a_run_that_was_lost_is_not_committed_to(vault: Vault) -> None:
 
 
 def test_one_of_two_claims_wins(vault: Vault) -> None:
-    """The other is told; the winner may ask twice, as it must after a lost answer."""
+    """The other is told; the winner may ask twice, as it must after a lost answer, also by another saver."""
     vault.claim(claim(1, "a"))
     vault.claim(claim(1, "a"))
+    vault.claim(claim(1, "a", fresh_from=1))
     with pytest.raises(Exists):
         vault.claim(claim(1, "b"))
     assert look(vault).newest == claim(1, "a")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -247,8 +246,8 @@ def _claim(held: _Held, request: Claim) -> Callable[[], None]:
         index=held.asked.index,
         pod=held.asked.pod,
         host=held.asked.host,
-        claimed_s=time.time(),
-        token=secrets.token_hex(16),
+        claimed_s=request.claimed_s,
+        token=request.token,
         began_from=request.began_from,
         held_s=request.held_s,
         fresh_from=held.fresh_from,

@@ -50,6 +50,10 @@ class Claim:
     attempt: int
     began_from: str | None
     held_s: float
+    claimed_s: float
+    """Wall time."""
+    token: str
+    """Random: by it a saver that replaces a killed one knows what that one had claimed for us."""
     patience_s: float = 60.0
 
 

@@ -113,8 +113,16 @@ class Vault:
     # Writing.
 
     def claim(self, record: AttemptRecord) -> None:
-        """Make an attempt ours; :class:`Exists` where it is somebody else's."""
-        self._create_once(layout.attempt_path(record.attempt), layout.encode(record))
+        """Make an attempt ours; :class:`Exists` where it is somebody else's.
+
+        One that has our token is ours: its answer was lost, or the saver that made it was killed.
+        """
+        path = layout.attempt_path(record.attempt)
+        try:
+            self.store.create(path, layout.encode(record))
+        except Exists:
+            if layout.decode(self.store.read(path, layout.RECORD_LIMIT), AttemptRecord, path).token != record.token:
+                raise
 
     def record(self, debit: Debit, *, over: Debit | None = None) -> None:
         """Put an exit on record; ``over`` is one of our own that did not come to pass, as another overtook it."""

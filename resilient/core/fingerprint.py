@@ -51,3 +51,8 @@ def fingerprint(rule: str, exception: str | None = None, function: str | None = 
     if not text:
         return name[:_NAME_CHARS]
     return f"{name[:_NAME_CHARS]}#{hashlib.blake2b(text.encode('utf-8', 'replace'), digest_size=4).hexdigest()}"
+
+
+def rule_of(fingerprint: str) -> str:
+    """The id of the rule in a fingerprint."""
+    return re.split("[:@#]", fingerprint, maxsplit=1)[0]

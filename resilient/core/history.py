@@ -16,10 +16,13 @@ from resilient.core.causes import Action, Cause, Confidence, Verdict
 from resilient.core.events import Debit
 from resilient.core.evidence import Past
 from resilient.core.exit_codes import PREEMPTED
+from resilient.core.fingerprint import rule_of
 
 KEPT: Final = 64
 """So many earlier faults are remembered."""
 _TWO_OWNERS: Final = frozenset({Cause.AMBIGUOUS, Cause.HANG_OR_COLLECTIVE_TIMEOUT, Cause.FRAMEWORK_BUG})
+_FROM_OUTSIDE: Final = frozenset({"sigkill", "sigkill-while-loading", "sigterm", "not-started"})
+"""Rules of what somebody does to a process, the kernel or a person: no device does it, however often it comes back."""
 _MAY_BE_THE_DEVICE: Final = frozenset({Cause.AMBIGUOUS, Cause.USER_CODE, Cause.NUMERIC_INSTABILITY})
 NVRX: Final = "https://github.com/NVIDIA/nvidia-resiliency-ext"
 LEMONS: Final = "https://arxiv.org/abs/2410.21680"
@@ -117,11 +120,13 @@ def _one_device(now: Now, past: Sequence[Past]) -> bool:
     verdict = now.verdict
     place = (verdict.node or now.node, verdict.culprit)
     faults = [each for each in past if each.rank is not None]
+    rules = {rule_of(verdict.fingerprint), *(rule_of(each.fingerprint) for each in faults)}
     least = 2 if verdict.cause is Cause.AMBIGUOUS else 3
     steps = {verdict.step, *(each.step for each in faults)}
     return (
         verdict.cause in _MAY_BE_THE_DEVICE
         and verdict.culprit is not None
+        and not rules & _FROM_OUTSIDE
         and now.ranks > 1
         and len(faults) >= least
         and all((each.node, each.rank) == place for each in faults)

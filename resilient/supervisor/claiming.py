@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import secrets
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Final
 
 from resilient.checkpoint.requests import Claim, Failed, Reply, Request
@@ -35,45 +38,49 @@ class Claiming:
         self._journal = journal
         self._now = now
         self._held_s = held_s
-        self._attempt: int | None = None
-        self._began_from: str | None = None
+        self._claim: Claim | None = None
+        """The very same for every try: one may have been carried out by a saver that was killed before it said so."""
         self._deaths = 0
         self._again_at: float | None = None
 
     def begin(self, attempt: int, began_from: str | None) -> None:
         """Claim ``attempt``, which goes on from the checkpoint ``began_from``."""
-        self._attempt, self._began_from, self._deaths = attempt, began_from, 0
-        self._ask(attempt)
+        self._deaths = 0
+        claim = Claim(
+            id=0,
+            attempt=attempt,
+            began_from=began_from,
+            held_s=self._held_s(),
+            claimed_s=time.time(),
+            token=secrets.token_hex(16),
+        )
+        self._ask(claim)
 
     def forget(self) -> None:
         """The attempt is over."""
-        self._attempt = self._again_at = None
+        self._claim = self._again_at = None
 
     def tick(self, now: float) -> None:
         """Try again when it is time."""
-        if self._attempt is not None and self._again_at is not None and now >= self._again_at:
-            self._ask(self._attempt)
+        if self._claim is not None and self._again_at is not None and now >= self._again_at:
+            self._ask(self._claim)
 
-    def _ask(self, attempt: int) -> None:
-        held_s, began_from = self._held_s(), self._began_from
-        self._again_at = None
+    def _ask(self, claim: Claim) -> None:
+        self._claim, self._again_at = claim, None
         self._may_save(None)
-        self._submit(
-            lambda number: Claim(id=number, attempt=attempt, began_from=began_from, held_s=held_s),
-            lambda reply: self._answered(attempt, reply),
-        )
+        self._submit(lambda number: replace(claim, id=number), lambda reply: self._answered(claim, reply))
 
-    def _answered(self, attempt: int, reply: Reply) -> None:
-        if attempt != self._attempt:
+    def _answered(self, claim: Claim, reply: Reply) -> None:
+        if claim is not self._claim:
             return
         if not isinstance(reply, Failed):
             self._may_save(True)
         elif reply.conflict:
-            self._emit(ev.Broken(why=f"another supervisor has claimed attempt {attempt}: {reply.why}"))
+            self._emit(ev.Broken(why=f"another supervisor has claimed attempt {claim.attempt}: {reply.why}"))
         elif reply.kind == "internal" and not reply.answered and self._deaths < MOST_DEATHS:
             self._deaths += 1
-            self._ask(attempt)  # the saver was killed: the next one is asked
+            self._ask(claim)  # the saver was killed: the next one is asked
         else:
             self._may_save(False)
-            self._journal("save_failed", {"step": 0, "why": f"attempt {attempt} cannot be claimed: {reply.why}"})
+            self._journal("save_failed", {"step": 0, "why": f"attempt {claim.attempt} cannot be claimed: {reply.why}"})
             self._again_at = self._now() + AGAIN_S
