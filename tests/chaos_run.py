@@ -190,7 +190,11 @@ class Run:
             raise Failed(f"nothing was heard for {patience_s:.0f} s")
         if self._events not in ready:
             return False
-        *lines, self._rest = (self._rest + os.read(self._events, 1 << 16)).split(b"\n")
+        try:
+            said = os.read(self._events, 1 << 16)
+        except BlockingIOError:  # it had no writer when it was looked at, and has one again
+            return True
+        *lines, self._rest = (self._rest + said).split(b"\n")
         for line in lines:
             life, rank, pid, what, step = line.decode().split()
             self._waiting.append(Event(life=int(life), rank=int(rank), pid=int(pid), what=what, step=int(step)))

@@ -101,10 +101,13 @@ def test_less_than_that_does_not_condemn_a_device(now: Now, past: list[Past]) ->
 
 
 @pytest.mark.parametrize("rule", ["sigkill", "sigkill-while-loading", "sigterm", "not-started"])
-def test_what_is_done_to_a_process_from_outside_condemns_no_device(rule: str) -> None:
-    """Nor does it count among the faults of one."""
+def test_what_is_done_to_a_process_from_outside_tells_nothing_by_coming_back(rule: str) -> None:
+    """Neither of a device nor of the code, at one step or several, nor does it count among the faults of one."""
     killed = replace(NOW, verdict=replace(UNCLEAR, fingerprint=fingerprint(rule, function="train.py:step")))
-    assert not reconsider(killed, faults(100, 500)).device_grade
+    again = replace(BEFORE, fingerprint=killed.verdict.fingerprint, step=killed.verdict.step)
+    assert reconsider(killed, faults(100, 500)) == killed.verdict
+    assert reconsider(killed, [again, again]) == killed.verdict
+    assert reconsider(replace(killed, reached=0), [replace(again, reached=0)]) == killed.verdict
     assert not reconsider(NOW, [*faults(100), *faults(500, fingerprint=rule)]).device_grade
     assert any(each.id == rule for each in RULES)
 

@@ -22,7 +22,7 @@ KEPT: Final = 64
 """So many earlier faults are remembered."""
 _TWO_OWNERS: Final = frozenset({Cause.AMBIGUOUS, Cause.HANG_OR_COLLECTIVE_TIMEOUT, Cause.FRAMEWORK_BUG})
 _FROM_OUTSIDE: Final = frozenset({"sigkill", "sigkill-while-loading", "sigterm", "not-started"})
-"""Rules of what somebody does to a process, the kernel or a person: no device does it, however often it comes back."""
+"""Rules of what the kernel or a person does to a process: neither code nor device does, however often it comes back."""
 _MAY_BE_THE_DEVICE: Final = frozenset({Cause.AMBIGUOUS, Cause.USER_CODE, Cause.NUMERIC_INSTABILITY})
 NVRX: Final = "https://github.com/NVIDIA/nvidia-resiliency-ext"
 LEMONS: Final = "https://arxiv.org/abs/2410.21680"
@@ -77,7 +77,7 @@ def on_record(debits: Iterable[Debit]) -> tuple[Past, ...]:
 def reconsider(now: Now, past: Sequence[Past]) -> Verdict:
     """The verdict in the light of earlier faults; the same where they say nothing."""
     verdict = now.verdict
-    if verdict.ruled or verdict.device_grade or not past:
+    if verdict.ruled or verdict.device_grade or not past or rule_of(verdict.fingerprint) in _FROM_OUTSIDE:
         return verdict
     for rule in HISTORY_RULES:
         if rule.when(now, past):
@@ -120,7 +120,7 @@ def _one_device(now: Now, past: Sequence[Past]) -> bool:
     verdict = now.verdict
     place = (verdict.node or now.node, verdict.culprit)
     faults = [each for each in past if each.rank is not None]
-    rules = {rule_of(verdict.fingerprint), *(rule_of(each.fingerprint) for each in faults)}
+    rules = {rule_of(each.fingerprint) for each in faults}
     least = 2 if verdict.cause is Cause.AMBIGUOUS else 3
     steps = {verdict.step, *(each.step for each in faults)}
     return (
