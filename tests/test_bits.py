@@ -126,12 +126,13 @@ def test_nothing_is_trained_when_every_checkpoint_is_damaged(broken_off: Folder)
     assert checkpoints(broken_off) == damaged
 
 
-def test_another_number_of_ranks_is_refused(broken_off: Folder) -> None:
-    """With both numbers, and what to do."""
+def test_another_number_of_ranks_is_refused_where_its_share_is_unknown(broken_off: Folder) -> None:
+    """In the middle of an epoch whose order one rank alone knew; it says which loader can, and nothing is trained."""
     ended = train(broken_off, "--nproc-per-node", "2")
-    assert ended.code == 115
-    assert "saved by 1 rank, this run has 2 ranks" in ended.termination["why"]
-    assert "--nproc-per-node 1" in ended.stderr
+    assert ended.code == 115, ended.stderr
+    assert "in the middle of an epoch with another number of ranks" in ended.termination["why"]
+    assert "DistributedSampler" in ended.stderr
+    assert LAST not in checkpoints(broken_off)
 
 
 def test_fresh_starts_over(broken_off: Folder) -> None:

@@ -15,6 +15,8 @@ def test_a_missed_snapshot_is_noted_once_for_each_reason() -> None:
     ports: Any = SimpleNamespace(
         journal=lambda kind, fields: told.append(fields["text"]),
         now=lambda: 0.0,
+        held_s=lambda: 0.0,
+        emit=None,
         send=None,
         submit=None,
         settled=None,
