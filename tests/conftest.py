@@ -26,7 +26,7 @@ for name in list(os.environ):
     if name.startswith(LAUNCHERS) or name in SINGLE:
         del os.environ[name]
 
-# Nor what it ignores: a job in the background of a shell ignores SIGINT, and with nohup SIGHUP, and so would all workers.
+# Nor what it ignores: a job in the background of a shell ignores SIGINT, under nohup SIGHUP, and so would workers.
 for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, default)
