@@ -6,6 +6,8 @@ from __future__ import annotations
 import pytest
 
 from resilient.core.causes import Action, Cause, Confidence, Verdict
+from resilient.core.classify import classify
+from resilient.core.evidence import Evidence, RankEvidence
 from resilient.core.exit_codes import STOP, ExitCode
 from resilient.supervisor.ending import MEANINGS, exit_code_table, last_words, meaning
 
@@ -43,6 +45,15 @@ def test_every_exit_says_why_what_next_and_where_to_read_more(code: ExitCode) ->
         assert "rule python-type-error" in said
         assert "next: a deed" in said
         assert "step 41 is saved" in said
+
+
+@pytest.mark.parametrize(("completed", "when"), [(None, "in step 57"), (56, "in step 57"), (57, "after step 57")])
+def test_a_failure_between_two_steps_is_not_put_into_the_one_before(completed: int | None, when: str) -> None:
+    """The heartbeat tells which step was entered last, and which was completed."""
+    killed = RankEvidence(rank=1, signal=9, order=0, step=57, completed=completed)
+    verdict = classify(Evidence(ranks=(killed,)))
+    assert f"what failed: rank 1, {when}" in words(114, verdict=verdict)
+    assert verdict.why == f"rank 1 was killed by a SIGKILL that nothing explains {when}"
 
 
 def test_the_verdict_is_said_once() -> None:

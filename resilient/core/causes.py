@@ -66,6 +66,8 @@ class Verdict:
     """Machine of the culprit, where it is known."""
     step: int | None = None
     """Step the culprit had entered."""
+    between: bool = False
+    """It had completed that step and not entered the next: it failed between the two."""
     ruled: bool = False
     """The user's own code ruled (``Stop``, ``Retry``, ``Reschedule``)."""
     device_grade: bool = False

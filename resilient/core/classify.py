@@ -143,6 +143,7 @@ def _verdict(finding: _Finding) -> Verdict:
         fingerprint=fingerprint(rule.id, name, function, finding.seen),
         culprit=None if rule.role is Role.VICTIM or symptoms.rank.rank == UNNAMED else symptoms.rank.rank,
         step=_step(symptoms),
+        between=_between(symptoms),
         node=None if rule.role is Role.VICTIM else symptoms.rank.node,
         ruled=rule.family is Family.RULING,
         device_grade=rule.device_grade,
@@ -155,15 +156,22 @@ def _step(symptoms: Symptoms) -> int | None:
     return symptoms.rank.step if symptoms.rank.step is not None or record is None else record.step
 
 
+def _between(symptoms: Symptoms) -> bool:
+    """Whether it had completed the step that is named; the next is entered before its batch is made."""
+    step, completed = symptoms.rank.step, symptoms.rank.completed
+    return step is not None and completed is not None and completed >= step
+
+
 def _why(finding: _Finding) -> str:
     symptoms, hang = finding.symptoms, finding.symptoms.evidence.hang
     is_hang = finding.rule.family is Family.HANG and hang is not None
     frame = hang.where if is_hang and hang is not None else symptoms.frame
     step = _step(symptoms)
+    when = "after" if _between(symptoms) else "in"
     node = f" on {symptoms.rank.node}" if symptoms.rank.node else ""
     # Whoever has to correct the code wants to know where, before anything else.
     first = finding.rule.cause in _TO_BE_CORRECTED and frame is not None and not is_hang
-    where = ("" if first or not frame else f" at {frame}") + (f" in step {step}" if step else "") + node
+    where = ("" if first or not frame else f" at {frame}") + (f" {when} step {step}" if step else "") + node
     head = symptoms.head[0] if symptoms.head else None
     who = "a worker" if symptoms.rank.rank == UNNAMED else f"rank {symptoms.rank.rank}"
     sentence = finding.rule.why.replace("rank {rank}", "{who}").format(

@@ -109,6 +109,8 @@ class RankEvidence:
     """What the kernel has logged about its devices since the attempt began."""
     step: int | None = None
     """The step it had entered last (1 for the first of the run)."""
+    completed: int | None = None
+    """The step it had completed last."""
     place: Place = Place.UNKNOWN
     collectives: tuple[Collectives, ...] = ()
     """How far it was in each of its groups; empty where nobody has said."""

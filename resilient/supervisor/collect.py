@@ -85,6 +85,7 @@ def _rank(member: Member, board: Board, redactor: Redactor) -> RankEvidence:
         stdout_tail=_last_lines(member.stdout.tail(), redactor),
         nccl_log=_last_lines(member.nccl_log(), redactor),
         step=pulse.entered if pulse.opened else None,
+        completed=pulse.done if pulse.opened else None,
         place=place(pulse),
         collectives=tuple(_cleaned(group, redactor) for group in member.collectives or ()) or from_watchdog(stderr),
     )

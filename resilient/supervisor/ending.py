@@ -170,8 +170,9 @@ def exit_code_table() -> str:
 def _what_failed(verdict: Verdict | None) -> str:
     if verdict is None:
         return ""
+    when = "after" if verdict.between else "in"
     who = "all workers alike" if verdict.culprit is None else f"rank {verdict.culprit}"
-    return f"what failed: {who}" + (f", in step {verdict.step}" if verdict.step else "")
+    return f"what failed: {who}" + (f", {when} step {verdict.step}" if verdict.step else "")
 
 
 def _judged(verdict: Verdict | None, why: str) -> str:
