@@ -148,8 +148,8 @@ def test_more_steps_than_were_finished_go_on() -> None:
     """The finished mark ends a start that asks for no more than it."""
     room = Room()
     room.agreement.start_over()
-    room.agreement.steps(0, Steps(total=100), finished=100)
-    room.agreement.steps(1, Steps(total=101), finished=100)
+    assert room.agreement.steps(0, Steps(total=100), finished=100)
+    assert not room.agreement.steps(1, Steps(total=101), finished=100)
     assert room.last() == [AlreadyFinished(steps=100), Go(name="", step=0)]
 
 

@@ -139,12 +139,14 @@ class Agreement:
         self.restored.add(rank)
         return self.complete
 
-    def steps(self, rank: int, message: Steps, finished: int | None) -> None:
-        """Answer how ``batches`` is to go on; ``finished``: steps that an earlier submission had done."""
-        if finished is not None and message.total <= finished:
-            self.send(rank, AlreadyFinished(steps=finished))
-        else:
-            self.send(rank, Go(name="", step=self.step))
+    def steps(self, rank: int, message: Steps, finished: int | None) -> bool:
+        """Answer how ``batches`` is to go on; ``finished``: steps that an earlier submission had done.
+
+        True where that were all: nothing is left to train.
+        """
+        is_done = finished is not None and message.total <= finished
+        self.send(rank, AlreadyFinished(steps=finished or 0) if is_done else Go(name="", step=self.step))
+        return is_done
 
     @property
     def step(self) -> int:

@@ -187,7 +187,8 @@ class Host:
             case ms.Steps():
                 self.total_steps = message.total
                 self._begin_loop(rank)
-                self.agreement.steps(rank, message, self.finished)
+                if self.agreement.steps(rank, message, self.finished) and rank == 0:
+                    self._ports.journal("already_finished", {"steps": self.finished})
             case ms.PhaseNamed():
                 self.phases.setdefault(rank, {})[message.number] = message.name
             case ms.AtEnd():

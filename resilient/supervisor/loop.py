@@ -274,6 +274,7 @@ class Supervisor:
         if isinstance(answer, ev.OpenFailed):
             self._emit(answer)
             return
+        self._scene.journal.write("opened", run=answer.run_id)
         self._host.opened(answer, self._scene.settings.store_patience)
         self._emit(
             ev.Opened(

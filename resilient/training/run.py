@@ -248,6 +248,7 @@ class Run:
         self._link.send(Steps(total=steps))
         answer = self._answer(Go, AlreadyFinished)
         if isinstance(answer, AlreadyFinished):
+            self._progress.finish()
             sys.stderr.write(f"resilient: the {answer.steps} steps of this run were done by an earlier submission\n")
             raise SystemExit(int(ExitCode.FINISHED))
         return self._iterate(stream, steps)
