@@ -185,7 +185,7 @@ def test_a_saver_outlives_its_supervisor_and_signals(tmp_path: Path, arenas: Are
 def test_a_second_saver_is_refused_until_the_first_is_killed(tmp_path: Path, arenas: Arenas) -> None:
     """It names who holds the run; SIGKILL frees it."""
     with SaverProcess(arenas) as first, SaverProcess(arenas) as second:
-        assert isinstance(first.client.open(tmp_path, pod="pod-a"), Opened)
+        assert isinstance(first.client.open(tmp_path, pod="pod-a", in_kubernetes=True), Opened)
         refused = second.client.open(tmp_path)
         assert (refused.kind, refused.answered) == ("locked", True)
         assert "pod-a" in refused.why

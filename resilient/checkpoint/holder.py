@@ -28,6 +28,7 @@ class Holder:
     pid: int
     """Of the supervisor."""
     pod: str
+    """Empty outside Kubernetes."""
     journal: str
     """Directory of its journal."""
     since_s: float

@@ -140,7 +140,7 @@ class Keeping:
         holder = Holder(
             host=asked.host,
             pid=asked.pid,
-            pod=asked.pod,
+            pod=asked.pod if asked.in_kubernetes else "",
             journal=asked.journal,
             since_s=time.time(),
             machine=machine(),

@@ -26,11 +26,13 @@ class Open:
     submission: str
     index: int
     pod: str
+    """Outside Kubernetes the name of the machine."""
     host: str
     pid: int
     """Of the supervisor."""
     journal: str
     """Directory of its journal, for whoever finds the run locked."""
+    in_kubernetes: bool = False
     fresh: bool = False
     """Begin a new history: what earlier attempts saved is ignored from the next claim on, and kept.
     A submission that has done so once goes on with its own history when it is started again."""

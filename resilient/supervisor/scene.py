@@ -149,7 +149,7 @@ class Scene:
             submission=self.submission,
             index=self.platform.index or 0,
             pod=self.pod,
-            journal=str(self.journal_dir),
+            journal=str(self.journal_dir.absolute()),
             in_kubernetes=self.platform.in_kubernetes,
         )
 
@@ -286,6 +286,7 @@ def _write_start(scene: Scene) -> None:
         run=scene.place.run_id,
         submission=scene.submission,
         index=scene.platform.index,
+        in_kubernetes=scene.platform.in_kubernetes,
         pod=scene.pod,
         node=scene.platform.node,
         pid=os.getpid(),

@@ -136,6 +136,7 @@ class StoreLink:
                 submission=identity.submission,
                 index=identity.index,
                 pod=identity.pod,
+                in_kubernetes=identity.in_kubernetes,
                 host=socket.gethostname(),
                 pid=os.getpid(),
                 journal=identity.journal,
