@@ -90,7 +90,7 @@ def _dispatch(argv: list[str]) -> int:
     if asked.verb == "explain":
         from resilient.report.story import explain_command
 
-        return explain_command(asked.run, as_json=asked.json)
+        return explain_command(asked.run, asked.submission, as_json=asked.json)
     if asked.verb in _PRINTING:
         return _shown(lambda: _PRINTING[asked.verb](asked))
     from resilient.supervisor.control import control_command
@@ -121,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs.add_parser("run", help="start training and supervise it", add_help=False)
     explain = verbs.add_parser("explain", help="tell what happened to a run, why, and what it cost")
     explain.add_argument("run", metavar="RUN", help="directory or URL of the checkpoints, or directory of the journal")
+    explain.add_argument("--submission", metavar="NAME", help="an earlier start of the run; default: the newest")
     explain.add_argument("--json", action="store_true", help="the same as JSON")
     save = verbs.add_parser("save", help="have a run save a checkpoint now and go on")
     stop = verbs.add_parser("stop", help="have a run save a checkpoint and end; Kubernetes will start its pod again")

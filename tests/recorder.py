@@ -30,10 +30,13 @@ class Recorder:
         self.at = at
         self.journal = Journal(directory, Redactor(), wall=lambda: BOOT + self.at, monotonic=lambda: self.at)
         fields = {
-            "run": "r1", "submission": "s1", "index": 0, "pod": pod, "node": "node-a" if pod else "", "pid": 1,
-            "command": ["train.py", "--lr", "1"], "ranks": 2, "version": "1",
+            "run": "torchrun's", "submission": "s1", "index": 0, "in_kubernetes": bool(pod), "pod": pod,
+            "node": "node-a" if pod else "", "pid": 1, "command": ["train.py", "--lr", "1"], "ranks": 2, "version": "1",
         }  # fmt: skip
+        run = start.pop("run", "r1")
         self.journal.write("start", **{**fields, **start})
+        if store:
+            self.journal.write("opened", run=run)
         self.job, _ = begin(Job(terms=Terms(), ranks=2, has_store=store), at)
         self.happen()
 

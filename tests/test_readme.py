@@ -171,5 +171,12 @@ def test_the_tutorial_runs(tmp_path: Path) -> None:
     page = folder.ask(*explain).stdout
     assert "SIGKILL" in page
     assert f"resumed from step {resumed[1]} (memory)" in " ".join(page.split())
+    assert "that nothing explains after step 1500" in " ".join(page.split())
     again = folder.run(*run[1:])
     assert (again.code, "done: step" in again.stdout) == (0, False), again.stderr
+    page = folder.ask(*explain).stdout
+    assert "was finished already, at step 2000: nothing was trained." in page
+    command = shlex.split(
+        next(line for line in page.splitlines() if ": finished, steps 1 to 2000, 2 attempts: " in line)
+    )
+    assert "SIGKILL" in folder.ask(*command[command.index("explain") :]).stdout

@@ -163,7 +163,8 @@ def test_a_preempted_pod_and_the_one_that_replaced_it(tmp_path: Path) -> None:
     ship(tmp_path / "a", url, "train-0-abc", pieces=5)
     story = read_story(url, now_s=LATER)
     first, second = story.attempts
-    assert (story.supervisors, story.submissions) == (2, ("s1",))
+    assert (story.supervisors, story.submission, story.earlier) == (2, "s1", ())
+    assert "Attempt 1 started from the beginning in pod train-0-abc on node node-a, " in text_of(story)
     assert (first.pod, first.ended, second.pod) == ("train-0-abc", "asked to leave", "train-0-xyz")
     assert (second.resumed_from, second.steps_lost) == ("1-10", 0)
     assert second.standstill is not None
@@ -200,12 +201,14 @@ def test_what_automatic_cadences_came_to_is_told(crashed: Path) -> None:
     assert "Automatic: a snapshot every 10.5 s, as a failure is expected every 186 min." in told
 
 
-def test_only_the_newest_run_is_told(tmp_path: Path, crashed: Path) -> None:
-    """A journal directory may have served an earlier run."""
-    with recording(crashed, at=500.0, run="r2") as recorder:
+def test_only_the_newest_submission_is_told(crashed: Path) -> None:
+    """A journal directory may have served an earlier one, which has a line."""
+    with recording(crashed, at=500.0, run="r2", submission="s2") as recorder:
         recorder.happen(ev.Opened(next_attempt=1), at=501.0)
     story = read_story(str(crashed), now_s=LATER)
     assert (story.run, len(story.attempts), story.highest_step) == ("r2", 1, 0)
+    assert [earlier.submission for earlier in story.earlier] == ["s1"]
+    assert read_story(str(crashed), "s1", now_s=LATER).run == "r1"
 
 
 def test_a_script_that_never_imports_us(tmp_path: Path) -> None:
@@ -346,10 +349,11 @@ NAMES = [
     "event", "next", "commands", "attempt", "launch", "rank", "step", "name", "refused", "text", "why", "do", "code",
     "run", "pod", "submission", "command", "ranks", "type", "hang", "silent_s", "verdict", "memory_used",
     "memory_limit", "oom_kills", "shm_used_fraction", "stall_s", "by", "memory_s", "durable_s", "mttf_s",
+    "pid", "in_kubernetes", "steps",
 ]  # fmt: skip
 KINDS = [
     "start", "event", "workers", "hello", "restore", "restored", "first_step", "snapshot", "checkpoint", "save_failed",
-    "cadence", "sample", "stacks", "note", "exit", "unheard of",
+    "cadence", "sample", "stacks", "note", "exit", "opened", "already_finished", "unheard of",
 ]  # fmt: skip
 TYPES = ["Advanced", "WorkerEnded", "HangFound", "Opened", "Committed", "Collected", "StartWorkers", "Announce", "Exit"]
 parts = st.dictionaries(st.sampled_from(NAMES), json_values, max_size=4)

@@ -24,14 +24,17 @@ class AttemptStory:
     """One launch of the workers."""
 
     number: int
-    submission: str
+    in_kubernetes: bool
     pod: str
+    """Outside Kubernetes the machine."""
     node: str
     started_s: float
     resumed_step: int | None
     """0: from the beginning; ``None``: not known, or it did not get so far."""
     resumed_from: str
     """"memory", a checkpoint, or empty."""
+    already_finished: bool
+    """All steps had been done before: it had nothing to train."""
     refused: tuple[tuple[str, str], ...]
     """What was not restored from, and why."""
     steps_lost: int | None
@@ -47,7 +50,7 @@ class AttemptStory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
-    """How the newest supervisor exited."""
+    """How the last supervisor exited."""
 
     code: int
     why: str
@@ -65,11 +68,33 @@ class Automatic:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Story:
-    """A run, as its journals tell it."""
+class Earlier:
+    """A submission before the one that is told."""
 
+    submission: str
+    started_s: float
+    attempts: int
+    resumed_step: int | None
+    """Of its first attempt."""
+    highest_step: int
+    already_finished: bool
+    exit: Ending | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Story:
+    """One submission of a run, as its journals tell it."""
+
+    target: str
+    """What ``resilient explain`` was given."""
     run: str
-    submissions: tuple[str, ...]
+    """The id that the run has in its checkpoint store; empty where it has none."""
+    submission: str
+    earlier: tuple[Earlier, ...]
+    """The newest last; only the newest of them where there are many."""
+    earlier_unlisted: int
+    holder: str
+    """Who holds the run, where the journal of that supervisor could not be read; else empty."""
     command: str
     ranks: int | None
     supervisors: int

@@ -51,6 +51,8 @@ class Attempt:
     marks: dict[str, float] = field(default_factory=dict)
     resumed_step: int | None = None
     resumed_from: str = ""
+    already_finished: bool = False
+    """All steps had been done before: it had nothing to train."""
     refused: list[tuple[str, str]] = field(default_factory=list)
     highest_step: int = 0
     clean: int = 0
@@ -71,6 +73,11 @@ class Life:
     """From its monotonic clock to the wall clock."""
     start: Mapping[str, Json]
     last_s: float
+    submission: str = ""
+    run: str = ""
+    """The run's id in its checkpoint store; empty where none was opened."""
+    alive: bool | None = None
+    """Whether its process runs now, where that can be seen from here."""
     attempts: list[Attempt] = field(default_factory=list)
     phase: str = ""
     steps_known: bool = False
@@ -107,15 +114,17 @@ class Life:
         return self.attempts[-1] if self.attempts else None
 
 
-def read_lives(entries: Iterable[Entry]) -> list[Life]:
-    """The supervisors that wrote a journal, one after the other."""
+def read_lives(entries: Iterable[Entry], submission: str = "") -> list[Life]:
+    """The supervisors that wrote a journal, one after the other; ``submission``: of those that do not say theirs."""
     lives: list[Life] = []
     for entry in entries:
         if entry.kind == "start" or not lives:
             # A journal whose beginning is lost begins with whatever is left of it.
             start = entry.data if entry.kind == "start" else {}
             offset = entry.wall_s - entry.monotonic_s
-            lives.append(Life(started_s=entry.wall_s, offset_s=offset, start=start, last_s=entry.wall_s))
+            name = text(start, "submission") or submission
+            life = Life(started_s=entry.wall_s, offset_s=offset, start=start, last_s=entry.wall_s, submission=name)
+            lives.append(life)
         lives[-1].add(entry)
     return lives
 
@@ -221,6 +230,15 @@ def _exit_command(life: Life, command: Mapping[str, Json], at: float) -> None:
     life.exit = life.exit or command
 
 
+def _run_opened(life: Life, entry: Entry, at: float) -> None:
+    life.run = entry.text("run")
+
+
+def _already_finished(life: Life, entry: Entry, at: float) -> None:
+    if life.attempt is not None:
+        life.attempt.already_finished = True
+
+
 def _hello(life: Life, entry: Entry, at: float) -> None:
     life.steps_known = True
     if life.attempt is not None:
@@ -290,6 +308,8 @@ _LearnPart = Callable[[Life, Mapping[str, Json], float], None]
 
 _LEARN: Final[Mapping[str, _Learn]] = {
     "event": _event,
+    "opened": _run_opened,
+    "already_finished": _already_finished,
     "workers": _workers,
     "hello": _hello,
     "restore": _restore,

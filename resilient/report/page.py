@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from resilient.report.chapters import Story
-from resilient.report.plain import attempt_lines, closing, headline, seconds_text, sentences
+from resilient.report.plain import attempt_lines, before_lines, closing, headline, seconds_text, sentences
 
 
 def show_page(story: Story, extra: Mapping[str, str], console: Console | None = None) -> None:
@@ -25,7 +25,7 @@ def show_page(story: Story, extra: Mapping[str, str], console: Console | None = 
         console.print(Text("\n".join([*sentences(story), *rows])), soft_wrap=True)
         return
     good = story.exit is not None and story.exit.code == 0
-    parts: list[Text | Table] = []
+    parts: list[Text | Table] = [Text(line) for line in (*before_lines(story), "")] if before_lines(story) else []
     for attempt in story.attempts:
         first, *rest = attempt_lines(attempt, story)
         parts += [Text(first, style="bold"), *(Text(line) for line in rest)]

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import shlex
 from datetime import datetime, timezone
 
 from resilient.core.exit_codes import ExitCode
-from resilient.report.chapters import AttemptStory, Automatic, Standstill, Story
+from resilient.report.chapters import AttemptStory, Automatic, Earlier, Standstill, Story
 from resilient.supervisor.ending import meaning
 
 
@@ -15,6 +16,7 @@ def sentences(story: Story) -> list[str]:
     lines = [headline(story)]
     if story.command:
         lines.append(f"Command: {story.command}")
+    lines += before_lines(story)
     for attempt in story.attempts:
         lines += ["", *attempt_lines(attempt, story)]
     return [*lines, "", *closing(story)]
@@ -23,7 +25,9 @@ def sentences(story: Story) -> list[str]:
 def headline(story: Story) -> str:
     """How the run stands."""
     name = f"Run {story.run}" if story.run else "A run"
-    count = f"in {_count(len(story.attempts), 'attempt')}"
+    if story.exit is not None and story.attempts and story.attempts[-1].already_finished and not story.exit.code:
+        return f"{name} was finished already, at step {story.highest_step}: nothing was trained."
+    count = f"in {_attempts(story)}"
     step = f" at step {story.highest_step}" if story.steps_known else ""
     if story.exit is None:
         reached = f" It reached step {story.highest_step} {count}." if story.steps_known else ""
@@ -31,6 +35,45 @@ def headline(story: Story) -> str:
     if story.exit.code == ExitCode.FINISHED:
         return f"{name} finished{step}, {count}."
     return f"{name} ended with exit code {story.exit.code} ({meaning(story.exit.code).name}){step}, {count}."
+
+
+def _attempts(story: Story) -> str:
+    """Their count; attempts are numbered within the run, so that those of a later submission do not begin with 1."""
+    count = _count(len(story.attempts), "attempt")
+    numbers = [attempt.number for attempt in story.attempts]
+    if not numbers or numbers[0] <= 1:
+        return count
+    which = f"number {numbers[0]}" if len(numbers) == 1 else f"numbers {numbers[0]} to {numbers[-1]}"
+    return f"{count} of this submission, {which} of the run"
+
+
+def before_lines(story: Story) -> list[str]:
+    """Who holds the run where that is not told, and the submissions before the one that is, the newest last."""
+    lines = [f"Not told: {story.holder}; what follows is what had been shipped before."] if story.holder else []
+    if story.earlier:
+        lines += ["", f"Before it, {_count(len(story.earlier), 'submission')} of this run:"]
+    if story.earlier_unlisted:
+        lines.append(f"  {_count(story.earlier_unlisted, 'older one')}, not listed: see journal/ of the checkpoints")
+    for earlier in story.earlier:
+        command = f"resilient explain {shlex.quote(story.target)} --submission {shlex.quote(earlier.submission)}"
+        lines.append(f"  {_clock(earlier.started_s)}: {_earlier(earlier)}: {command}")
+    return lines
+
+
+def _earlier(earlier: Earlier) -> str:
+    if earlier.exit is None:
+        how = "no exit is on record"
+    elif earlier.exit.code == ExitCode.FINISHED:
+        how = "finished already" if earlier.already_finished else "finished"
+    else:
+        how = f"exit code {earlier.exit.code} ({meaning(earlier.exit.code).name})"
+    count = _count(earlier.attempts, "attempt")
+    if earlier.already_finished or not earlier.highest_step:
+        return f"{how}, no step, {count}"
+    begun = "" if earlier.resumed_step is None else f"{earlier.resumed_step + 1} to "
+    if earlier.resumed_step is not None and earlier.highest_step <= earlier.resumed_step:
+        return f"{how}, no step after {earlier.resumed_step}, {count}"
+    return f"{how}, steps {begun or 'up to '}{earlier.highest_step}, {count}"
 
 
 def attempt_lines(attempt: AttemptStory, story: Story) -> list[str]:
@@ -108,18 +151,20 @@ def _beginning(attempt: AttemptStory) -> str:
 
 
 def _place(attempt: AttemptStory) -> str:
-    pod = f" in pod {attempt.pod}" if attempt.pod else ""
+    pod = f" {'in pod' if attempt.in_kubernetes else 'on'} {attempt.pod}" if attempt.pod else ""
     return pod + (f" on node {attempt.node}" if attempt.node else "")
 
 
 def _ending(attempt: AttemptStory, story: Story) -> str:
+    if attempt.already_finished and attempt.ended == "finished":
+        return "It found every step done already, and trained nothing."
     reached = f"It reached step {attempt.highest_step} and" if story.steps_known else "It"
     how = {
         "finished": "finished",
         "failed": "failed",
         "asked to leave": "left because it was asked to",
         "cut off": "was cut off: its supervisor wrote no exit",
-        "running": "may still be running",
+        "running": "was running when it wrote last",
     }.get(attempt.ended, "ended")
     return f"{reached} {how}."
 

@@ -16,10 +16,12 @@ from collections.abc import Sequence
 from typing import Final
 
 from resilient.core.exit_codes import ExitCode
+from resilient.core.redact import clean_url
 from resilient.errors import SettingsError
-from resilient.report.chapters import AttemptStory, Automatic, Ending, Standstill, Story
-from resilient.report.entries import Entry, open_sources, text, whole
-from resilient.report.lives import MARKS, Attempt, Life, read_lives
+from resilient.report.chapters import AttemptStory, Automatic, Earlier, Ending, Standstill, Story
+from resilient.report.entries import Entry, text, whole
+from resilient.report.journals import MOST_EARLIER, Found, find_journals
+from resilient.report.lives import MARKS, Attempt, Life
 from resilient.report.page import show_page
 from resilient.report.plain import sentences
 
@@ -42,9 +44,9 @@ _SILENCE_S: Final = 90.0
 _NEARLY_FULL: Final = 0.95
 
 
-def explain_command(target: str, *, as_json: bool) -> int:
+def explain_command(target: str, submission: str | None = None, *, as_json: bool) -> int:
     """Tell the story of a run on stdout; an unusable target is an error that says why."""
-    story = read_story(target, now_s=time.time())
+    story = read_story(target, submission or "", now_s=time.time())
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # workers may print what this terminal has no letters for
     if as_json:
@@ -56,32 +58,48 @@ def explain_command(target: str, *, as_json: bool) -> int:
     return ExitCode.FINISHED
 
 
-def read_story(target: str, *, now_s: float) -> Story:
-    """The story at a journal directory, a journal file, or the path or URL of the checkpoints."""
-    sources = open_sources(target)
-    lives = [life for source in sources for life in read_lives(source.entries())]
-    problems = [problem for source in sources for problem in source.problems]
-    if not lives:
-        why = "; ".join(problems) or "nothing in its journal can be read"
+def read_story(target: str, submission: str = "", *, now_s: float) -> Story:
+    """The story at a journal directory, a journal file, or the path or URL of the checkpoints.
+
+    Of its newest submission, unless another is named, as ``RUN/journal/<submission>`` does as well.
+    """
+    found = find_journals(target, submission)
+    if not found.lives:
+        why = "; ".join(found.problems) or "nothing in its journal can be read"
         raise SettingsError(
             f"cannot explain {target}: {why}; give the directory of a journal or the checkpoints of a run"
         )
-    return tell(lives, now_s=now_s, unread=sum(source.unread for source in sources), problems=problems)
+    return tell(found, now_s=now_s)
 
 
-def tell(lives: Sequence[Life], *, now_s: float, unread: int = 0, problems: Sequence[str] = ()) -> Story:
-    """The story of the newest run among these supervisors."""
-    ordered = sorted(lives, key=lambda life: life.started_s)
-    runs = [text(life.start, "run") for life in ordered]
-    run = next((name for name in reversed(runs) if name), "")
-    ours = [life for life, name in zip(ordered, runs, strict=True) if name in (run, "")]
-    if not ours:
-        ours = [Life(started_s=now_s, offset_s=0.0, start={}, last_s=now_s)]
+def _started(life: Life) -> float:
+    return life.started_s
+
+
+def tell(found: Found, *, now_s: float) -> Story:
+    """The story of one submission, and a line on each of those before it where it is the newest."""
+    ordered = sorted(found.lives, key=_started)
+    known = list(dict.fromkeys(life.submission for life in ordered if life.submission))
+    submission = found.submission or (known[-1] if known else "")
+    before = [] if found.submission else known[:-1]
+    unlisted = found.unlisted + max(0, len(before) - MOST_EARLIER)
+    ours = [life for life in ordered if life.submission in (submission, "")]
+    if found.submission and submission not in known:
+        raise SettingsError(
+            f"cannot explain submission {submission!r} of {found.target}: it is not there; "
+            "leave --submission out to see which are"
+        )
     newest = ours[-1]
     ending = _ending(newest)
     return Story(
-        run=run,
-        submissions=tuple(dict.fromkeys(name for life in ours if (name := text(life.start, "submission")))),
+        target=clean_url(found.target),
+        run=found.run or next((life.run for life in reversed(ours) if life.run), ""),
+        submission=submission,
+        earlier=tuple(
+            _earlier(name, [life for life in ordered if life.submission == name]) for name in before[-MOST_EARLIER:]
+        ),
+        earlier_unlisted=0 if found.submission else unlisted,
+        holder="" if found.submission else found.holder,
         command=_command(newest),
         ranks=whole(newest.start, "ranks"),
         supervisors=len(ours),
@@ -102,8 +120,22 @@ def tell(lives: Sequence[Life], *, now_s: float, unread: int = 0, problems: Sequ
         last_s=newest.last_s,
         exit=ending,
         probably="" if ending else probably(newest, now_s),
-        unread=unread,
-        problems=tuple(problems),
+        unread=found.unread,
+        problems=tuple(found.problems),
+    )
+
+
+def _earlier(submission: str, lives: Sequence[Life]) -> Earlier:
+    """What one line says of it; of a long one only the beginning and the end were read."""
+    attempts = [attempt for life in lives for attempt in life.attempts]
+    return Earlier(
+        submission=submission,
+        started_s=lives[0].started_s,
+        attempts=max(len(attempts), attempts[-1].number - attempts[0].number + 1) if attempts else 0,
+        resumed_step=attempts[0].resumed_step if attempts else None,
+        highest_step=max(life.highest_step for life in lives),
+        already_finished=any(attempt.already_finished for attempt in attempts),
+        exit=_ending(lives[-1]),
     )
 
 
@@ -115,9 +147,9 @@ def _automatic(entry: Entry) -> Automatic:
 
 def probably(life: Life, now_s: float) -> str:
     """What became of a supervisor that wrote no exit: a guess, and said as one."""
-    silent_s = now_s - life.last_s
-    if silent_s < _SILENCE_S:
-        return f"it probably still runs: its last entry is {max(0.0, silent_s):.0f} s old"
+    if _may_run(life, now_s):
+        sure = "it runs now" if life.alive else "it probably still runs"
+        return f"{sure}: its last entry is {max(0.0, now_s - life.last_s):.0f} s old"
     last = life.samples[-1] if life.samples else None
     if last is not None and (short := _shortage(life, last)):
         before_s = max(0.0, life.last_s - (life.offset_s + last.monotonic_s))
@@ -125,6 +157,11 @@ def probably(life: Life, now_s: float) -> str:
     if life.asked_by:
         return f"probably killed before it was done leaving: it had been asked to by {life.asked_by}"
     return "probably killed from outside: SIGKILL, an eviction or a lost node"
+
+
+def _may_run(life: Life, now_s: float) -> bool:
+    """By its process, where that can be seen, else by how long it has been silent."""
+    return now_s - life.last_s < _SILENCE_S if life.alive is None else life.alive
 
 
 def _shortage(life: Life, last: Entry) -> str:
@@ -164,12 +201,13 @@ def _attempts(lives: Sequence[Life], now_s: float) -> tuple[AttemptStory, ...]:
             told.append(
                 AttemptStory(
                     number=attempt.number,
-                    submission=text(life.start, "submission"),
+                    in_kubernetes=life.start.get("in_kubernetes") is True,
                     pod=text(life.start, "pod"),
                     node=text(life.start, "node"),
                     started_s=attempt.marks["launched"],
                     resumed_step=attempt.resumed_step,
                     resumed_from=attempt.resumed_from,
+                    already_finished=attempt.already_finished,
                     refused=tuple(attempt.refused),
                     steps_lost=_lost(before, reached, attempt),
                     highest_step=highest,
@@ -196,7 +234,7 @@ def _how_ended(lives: Sequence[Life], life: Life, attempt: Attempt, now_s: float
         if life.exit.get("code") == ExitCode.FINISHED:
             return "finished"
         return "asked to leave" if life.asked_by else "ended"
-    return "running" if life is lives[-1] and now_s - life.last_s < _SILENCE_S else "cut off"
+    return "running" if life is lives[-1] and _may_run(life, now_s) else "cut off"
 
 
 def _standstill(before: tuple[Life, Attempt], life: Life, attempt: Attempt) -> Standstill:

@@ -214,6 +214,12 @@ def read_holder(store: Store) -> Holder | None:
     return None
 
 
+def ask_there(verb: str, holder: Holder) -> str:
+    """What to type where the supervisor is."""
+    where = f"kubectl exec {holder.pod} -- " if holder.pod else f"on {holder.host}: "
+    return f"ask there: {where}resilient {verb} {holder.journal}"
+
+
 def _ask(verb: str, directory: Path, holder: Holder | None, run: str) -> str:
     if holder is not None:
         _check_reachable(verb, holder, run)
@@ -250,10 +256,8 @@ def _check_reachable(verb: str, holder: Holder, run: str) -> None:
     if not holder.journal:
         raise ResilientError(f"cannot reach the supervisor of {run}: its lock is damaged; give its journal directory")
     if holder.machine and holder.machine != machine():
-        where = f"kubectl exec {holder.pod} -- " if holder.pod else f"on {holder.host}: "
         raise ResilientError(
-            f"cannot reach the supervisor of {run} from here: it is {holder}; ask there: "
-            f"{where}resilient {verb} {holder.journal}"
+            f"cannot reach the supervisor of {run} from here: it is {holder}; {ask_there(verb, holder)}"
         )
     if is_alive(holder, holder.supervisor) is False:
         raise ResilientError(
