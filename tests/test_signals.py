@@ -110,3 +110,25 @@ def test_a_worker_whose_host_is_gone_leaves_when_it_is_asked_to(supervised: bool
         signal.signal(signal.SIGTERM, before)
         board.close()
     assert left.value.code == code
+
+
+def test_a_worker_that_is_ending_already_is_left_to_it() -> None:
+    """Asked to leave while its exit handlers run, it runs them all, says nothing, and keeps its own exit code."""
+    code = """if True:
+        import atexit, signal, sys
+        from resilient.link.board import Board
+        from resilient.training.signals import install
+
+        def asked(name):
+            signal.raise_signal(signal.SIGTERM)
+            print(name, flush=True)
+
+        atexit.register(asked, "registered before")
+        board = Board.create(1)
+        install(board, 0, supervised=True, host_is_gone=lambda: True)
+        atexit.register(asked, "registered after")
+        sys.exit(7)
+    """
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, capture_output=True, timeout=60, cwd=REPOSITORY, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (7, b"registered after\nregistered before\n", b"")

@@ -28,6 +28,8 @@ def install(board: Board, index: int, *, supervised: bool, host_is_gone: Callabl
     def obey(number: int, frame: FrameType | None) -> None:
         if os.getpid() != owner:  # a forked child: the host speaks to the worker only
             return
+        if not threading.main_thread().is_alive():  # the interpreter ends already, and what is raised helps nobody
+            return
         if board.words[END] == 1 or host_is_gone():
             raise SystemExit(LEAVE_NOW if supervised else int(ExitCode.PREEMPTED_UNSAVED))
         if not supervised:
