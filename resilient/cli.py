@@ -82,26 +82,26 @@ class _Parser(argparse.ArgumentParser):
 def _dispatch(argv: list[str]) -> int:
     if argv[:1] == ["run"]:
         return _run(argv[1:])
+    return _shown(lambda: _print(argv))
+
+
+def _print(argv: list[str]) -> int:
+    """Carry out what answers on stdout and is over then."""
     if argv[:1] == ["config"]:
         return _config(argv[1:])
     if argv[:1] == ["doctor"]:
-        return _shown(lambda: _doctor(argv[1:]))
+        return _doctor(argv[1:])
     asked = _parser().parse_args(argv)
-    if asked.verb == "explain":
-        from resilient.report.story import explain_command
-
-        return explain_command(asked.run, asked.submission, as_json=asked.json)
-    if asked.verb in _PRINTING:
-        return _shown(lambda: _PRINTING[asked.verb](asked))
-    from resilient.supervisor.control import control_command
-
-    return control_command(asked.verb, asked.run)
+    return _VERBS[asked.verb](asked)
 
 
 def _shown(command: Callable[[], int]) -> int:
-    """The code of a command that prints a lot, of which nobody may read the rest: ``... list | head``."""
+    """The code of a command that prints, of which nobody may read the rest: ``... list | head``."""
     try:
-        return command()
+        try:
+            return command()
+        finally:
+            sys.stdout.flush()  # at the interpreter's exit it would be too late to say anything about it
     except BrokenPipeError:  # what is still to be flushed must not raise once more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
@@ -175,6 +175,18 @@ def _add_verdicts(verbs: argparse._SubParsersAction[_Parser]) -> None:
         parser.add_argument("--rules", metavar="TOML", help="with rules of your own")
 
 
+def _explain(asked: argparse.Namespace) -> int:
+    from resilient.report.story import explain_command
+
+    return explain_command(asked.run, asked.submission, as_json=asked.json)
+
+
+def _control(asked: argparse.Namespace) -> int:
+    from resilient.supervisor.control import control_command
+
+    return control_command(asked.verb, asked.run)
+
+
 def _classify(asked: argparse.Namespace) -> int:
     from resilient.report import verdicts
 
@@ -217,12 +229,15 @@ def _checkpoints(asked: argparse.Namespace) -> int:
     )
 
 
-_PRINTING: Final[Mapping[str, Callable[[argparse.Namespace], int]]] = {
+_VERBS: Final[Mapping[str, Callable[[argparse.Namespace], int]]] = {
     "checkpoints": _checkpoints,
     "classify": _classify,
+    "explain": _explain,
     "rules": _rules,
+    "save": _control,
+    "stop": _control,
 }
-"""Verbs that print as much as there is, perhaps into a `head`."""
+"""What carries out a command line that argparse has read."""
 
 
 def _run(argv: list[str]) -> int:
@@ -249,6 +264,10 @@ def _run(argv: list[str]) -> int:
         why = f"the supervisor failed: {type(error).__name__}: {error}; please report it"
         refused(ExitCode.INTERNAL, why, argv, environ)
         raise
+    return _shown(_run_help)
+
+
+def _run_help() -> int:
     print(_RUN_USAGE + "\n" + _flags_help(), end="")
     return ExitCode.FINISHED
 

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -90,6 +91,23 @@ def test_help_is_complete(argv: list[str], words: list[str], capsys: pytest.Capt
     out = capsys.readouterr().out
     assert [word for word in words if word not in out] == []
     assert max(map(len, out.splitlines())) <= 120
+
+
+@pytest.mark.parametrize(
+    "argv", [["run", "--help"], ["config", "--json"], ["rules"], ["rules", "--json"], ["classify", "LOG"]]
+)
+def test_nobody_may_read_what_is_printed(argv: list[str], tmp_path: Path) -> None:
+    """A reader that has gone, as `head` does, ends each of them without a word, as SIGPIPE would."""
+    log = tmp_path / "train.log"
+    log.write_text("TypeError: bad operand\n")
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "resilient", *(str(log) if word == "LOG" else word for word in argv)]
+    try:
+        ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60)
+    finally:
+        os.close(writer)
+    assert (ended.returncode, ended.stderr) == (141, "")
 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

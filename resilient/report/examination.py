@@ -19,7 +19,7 @@ from rich.text import Text
 
 from resilient.core.preflight import Finding, Grade, Report
 from resilient.preflight.doctor import Subject, examine
-from resilient.report.tables import print_line, shown
+from resilient.report.tables import PlainConsole, print_line, shown
 from resilient.supervisor.ending import meaning
 
 _STYLES: Final = {Grade.OK: "green", Grade.WARN: "yellow", Grade.FAIL: "bold red", Grade.SKIP: "dim"}
@@ -46,7 +46,7 @@ def as_data(report: Report) -> dict[str, object]:
 
 def show(report: Report, console: Console | None = None) -> None:
     """Print the report; what there was nothing to look at for comes in one line at the end."""
-    console = console or Console(markup=False, highlight=False)
+    console = console or PlainConsole()
     looked = [finding for finding in report.findings if finding.grade is not Grade.SKIP]
     if console.is_terminal:
         console.print(_table(looked))

@@ -17,9 +17,20 @@ _CELL_CHARS = 300
 Rows = Sequence[Sequence[str]]
 
 
+class PlainConsole(Console):
+    """A console that reads no markup, and leaves it to the command line what a closed pipe means."""
+
+    def __init__(self) -> None:
+        super().__init__(markup=False, highlight=False)
+
+    def on_broken_pipe(self) -> None:
+        """rich would leave with 1 here, which is a finding's code."""
+        raise BrokenPipeError
+
+
 def print_table(head: Sequence[str], rows: Rows, console: Console | None = None) -> None:
     """Print rows of text under a head; nothing where there are none."""
-    console = console or Console(markup=False, highlight=False)
+    console = console or PlainConsole()
     clean = [[shown(cell) for cell in row] for row in rows]
     if not clean:
         return
@@ -36,7 +47,7 @@ def print_table(head: Sequence[str], rows: Rows, console: Console | None = None)
 
 def print_line(line: str, console: Console | None = None) -> None:
     """Print one line of text, however long."""
-    (console or Console(markup=False, highlight=False)).print(Text(shown(line, 4000)), soft_wrap=True)
+    (console or PlainConsole()).print(Text(shown(line, 4000)), soft_wrap=True)
 
 
 def shown(text: str, limit: int = _CELL_CHARS) -> str:

@@ -22,7 +22,7 @@ from resilient.core.rules import RULES
 from resilient.core.user_rules import with_user_rules
 from resilient.core.words import headline, paragraph
 from resilient.errors import SettingsError
-from resilient.report.tables import print_line, print_table
+from resilient.report.tables import PlainConsole, print_line, print_table
 
 _RECORD_BYTES: Final = 64 * 1024 * 1024
 
@@ -30,7 +30,7 @@ _RECORD_BYTES: Final = 64 * 1024 * 1024
 def classify_command(source: str, *, jsonl: bool, own: Sequence[Rule] = ()) -> int:
     """Judge a log, or each of the records in a file of JSON lines."""
     rules = with_user_rules(own)
-    console = Console(markup=False, highlight=False)
+    console = PlainConsole()
     if not jsonl:
         verdict = judge_text(_tail(source), rules=rules)
         _show(verdict, console) if console.is_terminal else _print(as_json(_name(source), verdict))
