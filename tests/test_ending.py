@@ -63,6 +63,16 @@ def test_the_verdict_is_said_once() -> None:
     assert "verdict" not in words(195, verdict=None)
 
 
+def test_of_a_run_that_was_never_opened_nothing_is_claimed() -> None:
+    """Who is refused at the door knows neither its steps nor its checkpoints."""
+    said = last_words(115, "held", "wait", target="/j", attempts=0, highest_step=0, durable_step=0)
+    assert "resilient: so far: nothing was started\n" in said
+    assert "no checkpoint" not in said
+    assert "step 0" not in said
+    known = last_words(198, "no disk", "wait", target="/j", attempts=0, highest_step=9, durable_step=7)
+    assert "so far: step 9 was reached, 0 attempts; step 7 is saved" in known
+
+
 def test_words_of_workers_make_no_lines() -> None:
     """Line ends in a reason are blanks, and a reason without end is cut."""
     said = words(114, why="x\nresilient: finished\r\n" + "y" * 10_000)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Opening the store takes its time: what happens meanwhile does not lose its answer, and its silence has an end."""
 
+import os
 import select
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,8 +9,12 @@ from pathlib import Path
 
 import pytest
 from driving import KILLED, ONE, SETTLED, code_of, drive, fail
+from saved_run import SavedRun
+from supervised import Folder
 
+from resilient.checkpoint.holding import held
 from resilient.checkpoint.requests import Claim, Done, Opened, Reply
+from resilient.checkpoint.store import open_store
 from resilient.core import events as ev
 from resilient.core.commands import ClearDeadline, NumberAttempt, RecordDebit, SetDeadline, StartWorkers
 from resilient.core.exit_codes import ExitCode
@@ -122,3 +127,16 @@ def test_who_asks_while_it_is_opened_gets_the_one_answer(tmp_path: Path) -> None
     timers["slow"]()
     assert ([type(answer) for answer in answers], len(said)) == ([Opened], 1)
     assert isinstance(replies[0], Done)
+
+
+def test_a_run_that_somebody_holds_is_theirs_to_end(tmp_path: Path) -> None:
+    """The second one says who holds it and what to do about that, and claims nothing of a run that it never opened."""
+    run = SavedRun(tmp_path / "checkpoints")
+    run.save("1-10")
+    with held(open_store(run.url), "pod-a"):
+        ended = Folder(tmp_path).run("--checkpoints", run.url, "--no-python", "true")
+    assert (ended.code, ended.attempts) == (ExitCode.CONFIG_FAULT, 0)
+    assert f"held by process {os.getpid()} on " in ended.termination["why"]
+    assert ended.termination["do"] == "stop that one first, or give another directory"
+    assert "resilient: next: stop that one first, or give another directory\n" in ended.stderr
+    assert "resilient: so far: nothing was started\n" in ended.stderr

@@ -78,7 +78,7 @@ def open_hung(job: Job, event: ev.DeadlinePassed, now: float) -> Step:
 
 def open_failed(job: Job, event: ev.OpenFailed, now: float) -> Step:
     if event.wrong:
-        return end(job, ExitCode.CONFIG_FAULT, event.why, "correct the checkpoint URL or its settings", now)
+        return end(job, ExitCode.CONFIG_FAULT, event.why, event.do or "correct the checkpoint URL or its settings", now)
     return end(job, ExitCode.RESTART, event.why, "a fresh container tries the store again", now)
 
 

@@ -46,6 +46,8 @@ class OpenFailed:
     why: str
     wrong: bool
     """It answered, and the settings or its content are wrong: nothing will cure that by waiting."""
+    do: str = ""
+    """What is to be done about it, where that is known better than from ``wrong``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

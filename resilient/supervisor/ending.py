@@ -134,12 +134,10 @@ def last_words(
 ) -> str:
     """What is said last, at most a dozen lines; ``target`` is what ``resilient explain`` is to be given."""
     known = meaning(code)
-    step = f"step {highest_step} was reached" if highest_step else "no step is on record"
-    reached = f"{step}, {_count(attempts, 'attempt')}"
+    reached = _reached(attempts, highest_step)
     more = f"resilient: read more: resilient explain {shlex.quote(target)}\n"
     if code == ExitCode.FINISHED:
         return _lines(f"finished: {why}; {reached}") + more
-    saved = f"step {durable_step} is saved" if durable_step else "no checkpoint is saved"
     said = _lines(
         f"ended with exit code {code} ({known.name}): {known.means}",
         _what_failed(verdict),
@@ -147,9 +145,23 @@ def last_words(
         _judged(verdict, why),
         f"next: {do}",
         f"then: {known.platform}" if in_kubernetes else "",
-        f"so far: {reached}; {saved}",
+        f"so far: {reached}{_saved(attempts, durable_step)}",
     )
     return said + more
+
+
+def _reached(attempts: int, highest_step: int) -> str:
+    if not attempts and not highest_step:
+        return "nothing was started"
+    step = f"step {highest_step} was reached" if highest_step else "no step is on record"
+    return f"{step}, {_count(attempts, 'attempt')}"
+
+
+def _saved(attempts: int, durable_step: int) -> str:
+    """Of a store that a supervisor without an attempt may never have opened nothing is known."""
+    if durable_step:
+        return f"; step {durable_step} is saved"
+    return "; no checkpoint is saved" if attempts else ""
 
 
 def meaning(code: int) -> Meaning:

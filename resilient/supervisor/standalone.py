@@ -157,7 +157,7 @@ class Keeper:
         elif isinstance(event, ev.Unusable):
             self._refuse(ExitCode.CONFIG_FAULT, event.why)
         elif isinstance(event, ev.OpenFailed):
-            self._refuse(ExitCode.CONFIG_FAULT if event.wrong else ExitCode.RESTART, event.why)
+            self._refuse_store(event)
         elif isinstance(event, ev.Broken):
             self._refuse(ExitCode.INTERNAL, event.why)
 
@@ -177,13 +177,17 @@ class Keeper:
 
     def _on_open(self, answer: Opened | ev.OpenFailed) -> None:
         if isinstance(answer, ev.OpenFailed):
-            self._refuse(ExitCode.CONFIG_FAULT if answer.wrong else ExitCode.RESTART, answer.why)
+            self._refuse_store(answer)
         elif answer.ever_committed and not answer.checkpoints:
             why = "steps of this run were committed, but its checkpoint directory lists none"
             self._refuse(ExitCode.CONFIG_FAULT, f"cannot resume: {why}; check the URL and its mount")
         else:
             self._host.opened(answer, self._patience_s)
             self._host.number(answer.next_attempt)
+
+    def _refuse_store(self, failed: ev.OpenFailed) -> None:
+        said = f"{failed.why}; {failed.do}" if failed.do else failed.why
+        self._refuse(ExitCode.CONFIG_FAULT if failed.wrong else ExitCode.RESTART, said)
 
     def _refuse(self, code: ExitCode, why: str) -> None:
         for rank in range(self._ranks):

@@ -120,7 +120,8 @@ class StoreLink:
                 wrong = reply.kind in WRONG or locked
                 if wrong or time.monotonic() + REOPEN_S >= until:
                     self._opening = False
-                    then(ev.OpenFailed(why=reply.why, wrong=wrong))
+                    why, _, do = reply.why.rpartition("; ") if locked else (reply.why, "", "")
+                    then(ev.OpenFailed(why=why, wrong=wrong, do=do))
                     self._let_go()
                 else:
                     self._note(f"the checkpoint store cannot be opened yet: {reply.why}")
