@@ -114,15 +114,18 @@ def children(pid: int) -> list[int]:
 
 
 def test_sigterm_saves_the_very_step_and_the_next_start_goes_on(tmp_path: Path) -> None:
-    """195, a durable checkpoint of the step it left after, the same bits in the end, and nothing left behind."""
+    """195, a durable checkpoint of the step it left after, the same bits in the end, and nothing left behind. Either
+    says so in one line."""
     with Training(tmp_path) as first:
         first.until(lambda: first.last >= 23)
         first.process.terminate()
         assert first.end() == 195, first.errors
         assert first.durable[-1] == first.last < STEPS
+        assert first.errors == f"resilient: asked to leave by SIGTERM; step {first.last} is saved\n"
         assert first.left == []
     with Training(tmp_path) as second:
         assert second.end() == 0, second.errors
+        assert second.errors == f"resilient: resumed from step {first.last}, checkpoint 1-{first.last}\n"
         assert second.has_all_bits(1)
         assert second.durable[-1] == STEPS
         assert second.left == []

@@ -7,6 +7,7 @@ numbers only, never on its own clock: so all ranks act at the same step.
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Final
 
@@ -58,6 +59,8 @@ class Boundary:
             self._snapshot(step, last=True)
         self._attachment.send(Leaving(step=step))
         saved = self._attachment.supervised or self.saved(step)
+        if not self._attachment.supervised and self._attachment.index == 0:  # else it is the supervisor that says it
+            sys.stderr.write(f"resilient: asked to leave by SIGTERM; step {step} is {'saved' if saved else 'not saved'}\n")
         raise SystemExit(int(ExitCode.PREEMPTED_SAVED if saved else ExitCode.PREEMPTED_UNSAVED))
 
     def saved(self, step: int) -> bool:

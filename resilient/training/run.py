@@ -164,6 +164,8 @@ class Run:
         if candidate.saved_by is not None and self._link.index == 0:
             ranks = f"{candidate.saved_by} ranks have saved it, and there are {self._facts.world_size} now"
             self._link.send(Note(text=f"resumed from {candidate.name}: {ranks}"))
+        if not self._link.supervised and self._link.index == 0:
+            sys.stderr.write(f"resilient: resumed from step {candidate.step}, checkpoint {candidate.name}\n")
         self._progress.resume(candidate.step)
 
     def _put_generators_back(self) -> None:
