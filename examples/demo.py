@@ -30,6 +30,8 @@ RANKS = 2
 VICTIM = 1
 STARTED = re.compile(r"rank (\d+) of \d+ on \S+, process (\d+)")
 STEP = re.compile(r"step (\d+)/\d+, loss ")
+READ_MORE = "resilient: read more: "
+"""Of a directory that is gone when the demo ends; the page is printed here instead."""
 
 console = Console(highlight=False, markup=False, soft_wrap=True)
 
@@ -100,6 +102,8 @@ def follow(training: Training, at_step: Callable[[int], None]) -> int:
         try:
             for line in process.stdout:
                 step = training.read(line)
+                if line.startswith(READ_MORE):
+                    continue
                 if step is None or not console.is_terminal:
                     console.print(f"    {line.rstrip()}", style="dim")
                 if step is not None:

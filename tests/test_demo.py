@@ -28,4 +28,5 @@ def test_the_demo_keeps_its_promises(tmp_path: Path) -> None:
     assert ">>> kill -KILL" in demo.stdout
     assert "SIGKILL" in demo.stdout.split("$ resilient explain")[1]
     assert "both ended with the same bits" in demo.stdout
+    assert "read more" not in demo.stdout
     assert not list(tmp_path.glob("resilient*"))  # torch keeps a cache of its own there
