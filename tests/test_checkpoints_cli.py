@@ -223,6 +223,7 @@ def test_prune_keeps_what_the_rules_keep(saved: SavedRun, ask: Ask) -> None:
     assert (code, out.splitlines()[-1]) == (0, "3 deleted, 0 failed")
     assert saved.names() == {"1-3", "2-20", "2-30", "2-50"}
     assert states(ask, saved.url)["2-50"] == "restored next"
+    assert ask("prune", saved.url, *rules)[1] == "nothing to delete; what stays: 2-50, 2-30, 2-20, 1-3\n"
 
 
 def test_prune_leaves_the_last_good_one(saved: SavedRun, ask: Ask) -> None:

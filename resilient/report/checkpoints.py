@@ -142,6 +142,9 @@ def prune_command(url: str, rules: Rules, *, dry_run: bool, as_json: bool) -> in
             print_line(f"{'would delete' if dry_run else 'deleted'} {name}")
         for why in pruned.failed:
             print_line(why)
+        if pruned == Pruned():
+            print_line(f"nothing to delete; {_staying(opened)}")
+            return DONE
         print_line(f"{len(pruned.deleted)} {'would be ' if dry_run else ''}deleted, {len(pruned.failed)} failed")
     return NOT_ALL if pruned.failed else DONE
 
@@ -203,6 +206,12 @@ def _prune(opened: _Opened, rules: Rules, *, lock: Lock | None) -> Pruned:
     return opened.vault.prune(
         _ALL_ATTEMPTS, rules, fresh_from=claim.fresh_from if claim else 0, in_use=in_use, only_say=lock is None
     )
+
+
+def _staying(opened: _Opened) -> str:
+    files = _patiently()(directories, opened.store)
+    names = [str(name) for name in sorted(files, reverse=True) if committed_in(files[name])]
+    return f"what stays: {', '.join(names)}" if names else "there is no checkpoint"
 
 
 def _check_rank(manifest: Manifest, rank: int | None) -> None:
