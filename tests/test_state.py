@@ -109,6 +109,14 @@ def test_what_cannot_be_put_back_is_refused_by_name(value: object) -> None:
         parts_of({"x": value})
 
 
+def test_a_refusal_is_english() -> None:
+    """The article goes by what follows it."""
+    with pytest.raises(SettingsError, match=r": an object could be saved"):
+        parts_of({"x": object()})
+    with pytest.raises(SettingsError, match=r": a str could be saved"):
+        parts_of({"x": "text"})
+
+
 @pytest.mark.parametrize("state", [[1], {1: {}}, {"": {}}])
 def test_a_state_without_names_is_refused(state: Any) -> None:
     """Names lead from the file to the object."""

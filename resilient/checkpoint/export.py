@@ -27,6 +27,7 @@ from resilient.checkpoint.layout import FileRecord, Manifest
 from resilient.checkpoint.objects import Path, render
 from resilient.checkpoint.tensors_sharded import Shard, assembled, exchanged, leaves, shards_in
 from resilient.checkpoint.vault import Vault
+from resilient.core.grammar import type_of
 from resilient.errors import CheckpointError
 
 Tree = dict[str, Any]
@@ -118,7 +119,7 @@ def _plain(value: Any, path: Path, notes: list[str]) -> Any:
     elif isinstance(value, np.ndarray):
         fresh = _tensor(value)
     if type(fresh) is not type(value):
-        notes.append(f"{render(path)}: a {type(value).__name__} is written as a {type(fresh).__name__}")
+        notes.append(f"{render(path)}: {type_of(value)} is written as {type_of(fresh)}")
     elif isinstance(fresh, np.ndarray):
         notes.append(f"{render(path)}: an array of {fresh.dtype} needs torch.load(weights_only=False)")
     return fresh

@@ -16,6 +16,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 
 from resilient.checkpoint.untrusted import Json, list_of, shape_of, size_of, text_of
+from resilient.core.grammar import type_of
 
 Unpacker: TypeAlias = Callable[["Json"], object]
 """Makes a value of the body of a tag; ValueError where the body spells none."""
@@ -109,7 +110,7 @@ def _hashable(value: object) -> object:
     try:
         hash(value)
     except TypeError:
-        raise ValueError(f"a {type(value).__name__} where only a scalar can be") from None
+        raise ValueError(f"{type_of(value)} where only a scalar can be") from None
     return value
 
 

@@ -20,6 +20,7 @@ from resilient.checkpoint.objects import Path, decode, encode, render
 from resilient.checkpoint.objects_reader import Unpacker
 from resilient.checkpoint.tensors_sharded import Shard, Sharding, flaw, is_dtensor, local_of, sharding_of
 from resilient.checkpoint.untrusted import Json, can_exist, list_of, text_of
+from resilient.core.grammar import type_of
 from resilient.errors import CheckpointError
 
 # What the safetensors format has had from its beginning, whatever version is installed here.
@@ -269,7 +270,7 @@ def _flaw(tensor: torch.Tensor) -> str | None:
     """Say why the bytes of a tensor would not bring it back, and what to do."""
     kind = type(tensor)
     if kind.__module__.startswith("torch.distributed"):
-        return f"a {kind.__name__} is a part of something that other ranks have; do save DTensors or plain tensors"
+        return f"{type_of(tensor)} is a part of something that other ranks have; do save DTensors or plain tensors"
     if tensor.is_nested:
         return "it is a nested tensor; do save its components"
     if tensor.layout is not torch.strided:
@@ -279,7 +280,7 @@ def _flaw(tensor: torch.Tensor) -> str | None:
     if tensor.is_meta:
         return "it is on the meta device and has no values; do give the module its parameters first"
     if kind not in _PLAIN:
-        return f"a {kind.__name__} is more than its values; do save the plain tensors that it is made of"
+        return f"{type_of(tensor)} is more than its values; do save the plain tensors that it is made of"
     if not can_exist((*tensor.shape, 1)):
         return f"it has {tensor.dim()} dimensions, too many or too large; do reshape it"
     if tensor.dtype not in _SAVED:

@@ -18,6 +18,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from resilient.core.grammar import type_of
+
 T = TypeVar("T")
 
 
@@ -36,7 +38,7 @@ def to_data(value: object) -> Any:
         return {str(key): to_data(item) for key, item in value.items()}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise TypeError(f"cannot put a {type(value).__name__} on the wire")
+    raise TypeError(f"cannot put {type_of(value)} on the wire")
 
 
 def encode(value: object) -> bytes:

@@ -18,6 +18,7 @@ from typing import Any, Final
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from resilient.core.grammar import type_of
 from resilient.errors import CheckpointError, SettingsError
 from resilient.training import rng
 from resilient.training.iterables import CountedSource, OwnSource, keeps_position
@@ -45,7 +46,7 @@ def source_of(loader: Any, *, seed: int, rank: int) -> Source:
     if isinstance(loader, Mapping | str | bytes) or not (hasattr(loader, "__getitem__") and hasattr(loader, "__len__")):
         what = "an iterator can be used once" if isinstance(loader, Iterator) else "it has no position to return to"
         raise SettingsError(
-            f"cannot resume a {type(loader).__name__}: {what}; give run.batches a DataLoader, a list of "
+            f"cannot resume {type_of(loader)}: {what}; give run.batches a DataLoader, a list of "
             "batches, or a loader with state_dict and load_state_dict"
         )
     return SequenceSource(loader)

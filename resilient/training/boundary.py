@@ -60,7 +60,8 @@ class Boundary:
         self._attachment.send(Leaving(step=step))
         saved = self._attachment.supervised or self.saved(step)
         if not self._attachment.supervised and self._attachment.index == 0:  # else it is the supervisor that says it
-            sys.stderr.write(f"resilient: asked to leave by SIGTERM; step {step} is {'saved' if saved else 'not saved'}\n")
+            how = "saved" if saved else "not saved"
+            sys.stderr.write(f"resilient: asked to leave by SIGTERM; step {step} is {how}\n")
         raise SystemExit(int(ExitCode.PREEMPTED_SAVED if saved else ExitCode.PREEMPTED_UNSAVED))
 
     def saved(self, step: int) -> bool:

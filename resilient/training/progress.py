@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, ParamSpec, TypeVar
 
+from resilient.core.grammar import with_article
 from resilient.errors import ResilientError, SettingsError
 from resilient.link import board as words_of
 from resilient.link.board import ATTENTION, OUTSIDE, STEP, Board, row_base
@@ -219,7 +220,7 @@ os.register_at_fork(after_in_child=_after_fork)
 def _refuse(function: object) -> None:
     name = getattr(function, "__name__", type(function).__name__)
     if not callable(function):
-        raise SettingsError(f"cannot decorate a {name}: it is no function; write @run.step above yours")
+        raise SettingsError(f"cannot decorate {with_article(name)}: it is no function; write @run.step above yours")
     lazy = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
     if any(is_lazy(function) for is_lazy in lazy):
         raise SettingsError(f"cannot decorate {name}: calling it does not yet run it; decorate a plain function")

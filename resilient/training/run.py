@@ -24,6 +24,7 @@ from torch.utils.data import IterableDataset
 from resilient import settings
 from resilient.checkpoint import tensors
 from resilient.core.exit_codes import ExitCode
+from resilient.core.grammar import type_of
 from resilient.core.retention import METRICS, is_metric
 from resilient.errors import SettingsError
 from resilient.link import attach
@@ -229,7 +230,7 @@ class Run:
         if not isinstance(name, str) or not is_metric(name):
             raise SettingsError(f"cannot use {name!r} as a metric: use a letter, then letters, digits and '_./-'")
         if isinstance(value, bool) or not isinstance(value, Real):
-            raise SettingsError(f"cannot use a {type(value).__name__} for {name}: give a number; of a tensor, item()")
+            raise SettingsError(f"cannot use {type_of(value)} for {name}: give a number; of a tensor, item()")
         self._snapshots.metrics.pop(name, None)
         if len(self._snapshots.metrics) >= METRICS:
             raise SettingsError(f"cannot add the metric {name}: a run has at most {METRICS}; use fixed names")

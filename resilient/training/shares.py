@@ -24,6 +24,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, Sampler
 from torch.utils.data.sampler import RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler
 
+from resilient.core.grammar import type_of
 from resilient.errors import CheckpointError
 from resilient.training.iterables import say
 from resilient.training.position import ALIKE, Position
@@ -97,11 +98,11 @@ def dealt_by(loader: object) -> DistributedSampler[Any]:
     """
     why = None
     if not isinstance(loader, DataLoader):
-        why = f"the order of a {type(loader).__name__} is its own"
+        why = f"the order of {type_of(loader)} is its own"
     elif type(loader).__iter__ is not DataLoader.__iter__:
         why = f"{type(loader).__name__} iterates in its own way"
     elif type(loader.sampler) is not DistributedSampler:
-        why = f"its order is that of a {type(loader.sampler).__name__}, which each rank has for itself"
+        why = f"its order is that of {type_of(loader.sampler)}, which each rank has for itself"
     elif loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler:
         why = f"{type(loader.batch_sampler).__name__} makes batches of its own"
     if why is not None:

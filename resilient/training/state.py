@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from resilient.checkpoint.tensors_sharded import is_dtensor, local_of, sharding_of
+from resilient.core.grammar import type_of
 from resilient.errors import SettingsError
 from resilient.training.sharded import Block
 
@@ -47,7 +48,7 @@ class Part(Protocol):
 def parts_of(state: Mapping[str, object]) -> dict[str, Part]:
     """The parts of ``Run(state=...)``; anything that cannot be put back later is refused now."""
     if not isinstance(state, Mapping):
-        raise SettingsError(f"cannot use state: it is a {type(state).__name__}; do Run(state={{'model': model}})")
+        raise SettingsError(f"cannot use state: it is {type_of(state)}; do Run(state={{'model': model}})")
     parts = {}
     for name, value in state.items():
         if not isinstance(name, str) or not name:
@@ -78,7 +79,7 @@ def _part(name: str, value: object) -> Part | None:
     if isinstance(value, (dict, list)):
         return ContainerPart(value)
     raise SettingsError(
-        f"cannot use state[{name!r}]: a {type(value).__name__} could be saved but not put back in place; "
+        f"cannot use state[{name!r}]: {type_of(value)} could be saved but not put back in place; "
         "pass something with state_dict and load_state_dict, a dict, or a list"
     )
 
@@ -259,7 +260,7 @@ class ContainerPart:
 
     def differences(self, saved: Any) -> list[str]:
         same = isinstance(saved, dict) == isinstance(self._value, dict) and isinstance(saved, (dict, list))
-        return [] if same else [f"saved as a {type(saved).__name__}, now a {type(self._value).__name__}"]
+        return [] if same else [f"saved as {type_of(saved)}, now {type_of(self._value)}"]
 
     def load(self, saved: Any, memo: Memo | None = None) -> None:
         fresh = owned(saved, memo)
