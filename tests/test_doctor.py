@@ -103,6 +103,18 @@ def test_a_url_that_cannot_be_one_is_a_matter_of_settings(tmp_path: Path, url: s
     assert words in found.failures[0].found
 
 
+def test_a_package_that_is_missing_is_named_with_what_installs_it(tmp_path: Path) -> None:
+    """The extra of this project for S3, and no advice about a URL that is right."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/s3fs.py").write_text("raise ModuleNotFoundError('No module named s3fs')\n")
+    folder = Folder(tmp_path, PYTHONPATH=f"{tmp_path / 'site'}:{ROOT}")
+    subject = Subject(journal=str(tmp_path), temporary=str(tmp_path), checkpoints="s3://bucket/run")
+    found = _store_alone(subject, folder.environment(tmp_path, {}))
+    assert found.code == 115
+    assert "s3:// is not installed" in found.failures[0].found
+    assert found.failures[0].do == "pip install resilient-training[s3]"
+
+
 @pytest.mark.parametrize(
     ("gpus", "code", "check", "grade", "words"),
     [
@@ -133,7 +145,7 @@ def test_a_lost_gpu_is_the_exit_code(tmp_path: Path) -> None:
     folder = Folder(tmp_path, **recorded(tmp_path, "nvml.h100(0)"), NVIDIA_VISIBLE_DEVICES=f"{UUID},{UUID[:-1]}6")
     ended = folder.ask("doctor", "--quick")
     assert ended.returncode == 198, ended.stderr
-    assert "fail  devices: 1 visible where 2 were asked for" in ended.stdout
+    assert "fail  devices against those asked for: 1 visible where 2 were asked for" in ended.stdout
 
 
 def test_a_driver_that_hangs_fails_the_node(tmp_path: Path) -> None:
@@ -172,7 +184,9 @@ NASTY = Report(
             do="mend [it]",
             refusal=193,
         ),
-        Finding(check="clock", looks_at="clock", grade=Grade.SKIP, found="no store", do="", refusal=None),
+        Finding(
+            check="clock", looks_at="clock against the store", grade=Grade.SKIP, found="no store", do="", refusal=None
+        ),
     )
 )
 
@@ -184,8 +198,9 @@ def test_what_is_found_is_text(terminal: bool) -> None:
     assert "[/bold] it \\x1b[2J failed" in text
     assert "mend [it]" in text
     assert "\x1b" not in text
-    assert "not looked at: clock (no store)" in text
-    assert "1 failed, 0 to be warned of: exit code 193 (restart" in text
+    assert "not looked at: clock against the store (no store)" in text
+    assert "1 failed, 0 to be warned of: exit code 193 (the checkpoint store refuses or does not answer)" in text
+    assert "shared memory" in text
     assert ("FOUND" in text) == terminal
 
 

@@ -58,7 +58,7 @@ def test_a_warning_is_said_and_nothing_more(tmp_path: Path) -> None:
     folder = Folder(tmp_path, **recorded(tmp_path, hot))
     ended = folder.run(folder.script(SCRIPT))
     assert ended.code == 0, ended.stderr
-    assert "resilient: preflight: device-clocks: clocks are held back: GPU 0" in ended.stderr
+    assert "resilient: preflight: clocks and throttling: clocks are held back: GPU 0" in ended.stderr
     (entry,) = ended.entries("preflight")
     assert [(finding["check"], finding["grade"]) for finding in entry["findings"]] == [("device-clocks", "warn")]
 
@@ -83,4 +83,4 @@ def test_a_disk_for_temporary_files_that_is_full_is_a_warning(folder: Folder) ->
         (full / "filler").write_bytes(bytes(1 << 14))
         ended = folder.run(folder.script(SCRIPT), TMPDIR=str(full))
     assert ended.code == 0, ended.stderr
-    assert "preflight: temporary-disk: " in ended.stderr
+    assert "preflight: disk of temporary files: " in ended.stderr

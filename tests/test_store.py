@@ -199,7 +199,7 @@ def test_a_careless_store_is_refused() -> None:
         ("a\nb", "control characters"),
         ("s3://", "names no bucket"),
         ("nosuch://bucket/x", "schemes that fsspec knows"),
-        ("gs://bucket/x", "package for gs:// is not installed .*gcsfs"),
+        ("gs://bucket/x", "package for gs:// is not installed .*; pip install gcsfs$"),
         ("simplecache::s3://bucket/x", "chained"),
         ("file://host/x", "three slashes"),
     ],

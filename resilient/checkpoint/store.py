@@ -92,9 +92,18 @@ def _secrets(url: str) -> tuple[str, ...]:
     return ()
 
 
+_PACKAGES: Final = {
+    **dict.fromkeys(("s3", "s3a"), "resilient-training[s3]"),
+    **dict.fromkeys(("gs", "gcs"), "gcsfs"),
+    **dict.fromkeys(("abfs", "abfss", "az", "adl"), "adlfs"),
+}
+"""What to install for a scheme of fsspec's that is not installed with us."""
+
+
 def _cannot_open(scheme: str, shown: str, error: Exception) -> str:
     if isinstance(error, ImportError):
-        return f"cannot open {shown}: the package for {scheme}:// is not installed ({error}); install it in the image"
+        package = _PACKAGES.get(scheme, "what it names")
+        return f"cannot open {shown}: the package for {scheme}:// is not installed ({error}); pip install {package}"
     known = "s3, gs, abfs, file" if "not known" in str(error) else "see the documentation of its fsspec package"
     return f"cannot open {shown}: {scrub(str(error), shown)}; use one of the schemes that fsspec knows: {known}"
 

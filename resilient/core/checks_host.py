@@ -151,7 +151,7 @@ def _names(names: NamesFacts, asked: Asked) -> Judgement:
 HOST_CHECKS: Final = (
     Check(
         id="shm",
-        looks_at="shared memory, /dev/shm",
+        looks_at="shared memory in /dev/shm",
         probes=("host",),
         judge=_shm,
         do="look at /dev/shm of the container",

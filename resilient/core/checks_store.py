@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Final
 
 from resilient.core.exit_codes import ExitCode
+from resilient.core.grammar import remedy_apart
 from resilient.core.measured import StoreFacts
 from resilient.core.preflight import Asked, Check, Grade, Judgement, fail, ok, skip, warn
 
@@ -25,8 +26,9 @@ ERRORS: Final = "https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.
 def _store(store: StoreFacts, asked: Asked) -> Judgement:
     if store.kind:
         wrong = store.kind in WRONG
-        do = "correct the URL or create what it names" if wrong else "see the reason; the store's side must change"
-        return fail(store.why, do, ExitCode.CONFIG_FAULT if wrong else ExitCode.RESTART)
+        found, do = remedy_apart(store.why) if store.kind == "settings" else (store.why, "")
+        usual = "correct the URL or create what it names" if wrong else "see the reason; the store's side must change"
+        return fail(found, do or usual, ExitCode.CONFIG_FAULT if wrong else ExitCode.RESTART)
     if store.made_in:
         found = f"{store.url} does not exist yet and can be made in {store.made_in}"
         return warn(found, "nothing where it is new; else check the mount")

@@ -12,3 +12,9 @@ def with_article(noun: str) -> str:
 def type_of(value: object) -> str:
     """What a value is, as in ``it is a list``."""
     return with_article(type(value).__name__)
+
+
+def remedy_apart(message: str) -> tuple[str, str]:
+    """``cannot X: why; do Y`` as what is wrong and what to do about it; the latter is empty where it is not said."""
+    why, found, do = message.rpartition("; ")
+    return (why, do) if found else (message, "")

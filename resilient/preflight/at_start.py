@@ -96,10 +96,10 @@ class Preflight:
             findings=[{**dataclasses.asdict(finding), "grade": finding.grade.value} for finding in told],
         )
         for finding in told:
-            self._scene.say(f"preflight: {finding.check}: {finding.found}; {finding.do}")
+            self._scene.say(f"preflight: {finding.looks_at}: {finding.found}; {finding.do}")
         bad = [finding for finding in found.failures if finding.refusal == ExitCode.NODE_REFUSED]
         if bad:
-            why = "; ".join(f"{finding.check}: {finding.found}" for finding in bad)
+            why = "; ".join(f"{finding.looks_at}: {finding.found}" for finding in bad)
             self._outcome = ev.Examined(refusal=f"this node failed its preflight: {why}", do=bad[0].do)
         else:
             self._outcome = ev.Examined()

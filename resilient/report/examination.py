@@ -17,13 +17,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from resilient.core.exit_codes import ExitCode
 from resilient.core.preflight import Finding, Grade, Report
 from resilient.preflight.doctor import Subject, examine
 from resilient.report.tables import PlainConsole, print_line, shown
-from resilient.supervisor.ending import meaning
 
 _STYLES: Final = {Grade.OK: "green", Grade.WARN: "yellow", Grade.FAIL: "bold red", Grade.SKIP: "dim"}
 _TEXT: Final = 1000
+_CODES: Final[Mapping[int, str]] = {
+    ExitCode.NODE_REFUSED: "this node is not fit to train",
+    ExitCode.CONFIG_FAULT: "a setting is wrong, or what the store answered",
+    ExitCode.RESTART: "the checkpoint store refuses or does not answer",
+}
+"""What a failed examination means here; it is no exit of a run."""
 
 
 def doctor_command(subject: Subject, environ: Mapping[str, str], *, quick: bool, as_json: bool) -> int:
@@ -52,13 +58,13 @@ def show(report: Report, console: Console | None = None) -> None:
         console.print(_table(looked))
     else:
         for finding in looked:
-            print_line(f"{finding.grade.value:4}  {finding.check}: {finding.found}", console)
+            print_line(f"{finding.grade.value:4}  {finding.looks_at}: {finding.found}", console)
             if finding.do:
                 print_line(f"      do: {finding.do}", console)
     skipped: dict[str, list[str]] = {}
     for finding in report.findings:
         if finding.grade is Grade.SKIP:
-            skipped.setdefault(finding.found, []).append(finding.check)
+            skipped.setdefault(finding.found, []).append(finding.looks_at)
     for why, checks in skipped.items():
         print_line(f"not looked at: {', '.join(checks)} ({why})", console)
     print_line(_summary(report), console)
@@ -79,5 +85,4 @@ def _summary(report: Report) -> str:
     failed, warned = len(report.failures), len(report.warnings)
     if not failed:
         return f"nothing failed, {warned} to be warned of" if warned else "nothing failed"
-    known = meaning(report.code)
-    return f"{failed} failed, {warned} to be warned of: exit code {report.code} ({known.name}: {known.means})"
+    return f"{failed} failed, {warned} to be warned of: exit code {report.code} ({_CODES[report.code]})"

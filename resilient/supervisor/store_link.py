@@ -16,6 +16,7 @@ from resilient.checkpoint.layout import Debit, FinishedMark
 from resilient.checkpoint.requests import Failed, Finish, Open, Opened, Record, Reply, Request, Ship
 from resilient.core import events as ev
 from resilient.core.checks_store import WRONG
+from resilient.core.grammar import remedy_apart
 from resilient.settings import Settings
 from resilient.supervisor.saver_process import SaverProcess
 
@@ -100,7 +101,8 @@ class StoreLink:
     ) -> None:
         url = settings.checkpoints or ""
         if url.startswith("memory:"):
-            then(ev.OpenFailed(why=MEMORY_REFUSED, wrong=True))
+            why, do = remedy_apart(MEMORY_REFUSED)
+            then(ev.OpenFailed(why=why, wrong=True, do=do))
             return
 
         def again() -> None:
@@ -120,7 +122,8 @@ class StoreLink:
                 wrong = reply.kind in WRONG or locked
                 if wrong or time.monotonic() + REOPEN_S >= until:
                     self._opening = False
-                    why, _, do = reply.why.rpartition("; ") if locked else (reply.why, "", "")
+                    # Of our own refusals the last part says what to do; an error of a store may end in anything.
+                    why, do = remedy_apart(reply.why) if locked or reply.kind == "settings" else (reply.why, "")
                     then(ev.OpenFailed(why=why, wrong=wrong, do=do))
                     self._let_go()
                 else:
