@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,10 +14,18 @@ from resilient import cli
 from resilient.core.causes import Action, Cause, Confidence, Verdict
 from resilient.core.history import HISTORY_RULES
 from resilient.core.rules import RULES
-from resilient.core.words import ACTIONS, CAUSES, headline, paragraph
+from resilient.core.words import ACTIONS, CAUSES, further, headline, paragraph
 from resilient.errors import SettingsError
 
 BUG = 'Traceback (most recent call last):\n  File "/app/train.py", line 41, in loss\nTypeError: bad operand\n'
+UNKNOWN: dict[str, Any] = {
+    "cause": Cause.AMBIGUOUS,
+    "action": Action.INVESTIGATE,
+    "confidence": Confidence.LOW,
+    "rule": "unknown",
+    "why": "x",
+    "fingerprint": "x",
+}
 KEYS = ["id", "cause", "action", "confidence", "rule", "why", "culprit"]
 
 
@@ -84,14 +93,18 @@ def test_a_file_that_is_not_there_is_refused() -> None:
 
 
 def test_people_get_words(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line, a paragraph and the evidence; a table for records."""
+    """A line, a paragraph and what other evidence there is, each thing once; a table for records."""
     monkeypatch.setenv("FORCE_COLOR", "1")
     path = tmp_path / "train.log"
     path.write_text(BUG)
     text = asked(capsys, "classify", str(path))
     assert text.startswith("a fault of the code: train.py:41 in loss: the code of a worker raised TypeError")
-    assert "correct it before starting again" in " ".join(text.split())
-    assert "bad operand" in text.split("Evidence:")[1]
+    assert "Action stop: the same would happen again: correct it before starting again" in " ".join(text.split())
+    for once in ("bad operand", "train.py:41", "fault of the code"):
+        assert text.count(once) == 1
+    assert "Evidence" not in text
+    quoted = Verdict(**{**UNKNOWN, "evidence": ("x", "y")})
+    assert further(quoted) == ["y"]
     records = tmp_path / "records.jsonl"
     records.write_text(json.dumps({"id": "mine", "stderr": BUG}))
     assert "mine" in asked(capsys, "classify", "--jsonl", str(records))
@@ -123,13 +136,6 @@ def test_every_cause_and_action_has_words() -> None:
     """And a verdict that does not know says so."""
     assert set(CAUSES) == set(Cause)
     assert set(ACTIONS) == set(Action)
-    unknown = Verdict(
-        cause=Cause.AMBIGUOUS,
-        action=Action.INVESTIGATE,
-        confidence=Confidence.LOW,
-        rule="unknown",
-        why="x",
-        fingerprint="x",
-    )
+    unknown = Verdict(**UNKNOWN)
     assert headline(unknown) == "unknown: x"
     assert "does not decide whose fault it was" in paragraph(unknown)

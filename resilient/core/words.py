@@ -28,11 +28,11 @@ CAUSES: Final[Mapping[Cause, str]] = {
     Cause.AMBIGUOUS: "unknown",
 }
 ACTIONS: Final[Mapping[Action, str]] = {
-    Action.STOP: "The same would happen again: correct it before starting again.",
-    Action.RESTART_IN_PLACE: "Start the workers again where they are.",
-    Action.RESCHEDULE: "Move the work to another node, and have this one looked at.",
-    Action.CHECKPOINT_AND_EXIT: "Save and leave; it can go on from there when there is room.",
-    Action.INVESTIGATE: "Try once more in place; if it comes back, try elsewhere.",
+    Action.STOP: "the same would happen again: correct it before starting again.",
+    Action.RESTART_IN_PLACE: "start the workers again where they are.",
+    Action.RESCHEDULE: "move the work to another node, and have this one looked at.",
+    Action.CHECKPOINT_AND_EXIT: "save and leave; it can go on from there when there is room.",
+    Action.INVESTIGATE: "try once more in place; if it comes back, try elsewhere.",
 }
 _CONFIDENCES: Final[Mapping[Confidence, str]] = {
     Confidence.HIGH: "This is certain as far as the evidence goes",
@@ -47,14 +47,17 @@ def headline(verdict: Verdict) -> str:
 
 
 def paragraph(verdict: Verdict) -> str:
-    """What happened, who is to blame, how sure that is, what to do."""
-    sentence = verdict.why[:1].upper() + verdict.why[1:]
-    sentence += "" if sentence.endswith((".", "!", "?")) else "."
+    """Who is to blame, how sure that is, what to do: what the headline leaves open."""
     if verdict.cause is Cause.AMBIGUOUS:
         sure = f"The evidence does not decide whose fault it was (rule {verdict.rule})."
     else:
-        sure = f"{_CONFIDENCES[verdict.confidence]}: {CAUSES[verdict.cause]}, by rule {verdict.rule}."
-    return f"{sentence} {_blame(verdict)}{sure} {ACTIONS[verdict.action]}"
+        sure = f"{_CONFIDENCES[verdict.confidence]} (rule {verdict.rule})."
+    return f"{_blame(verdict)}{sure} Action {verdict.action.value}: {ACTIONS[verdict.action]}"
+
+
+def further(verdict: Verdict) -> list[str]:
+    """The evidence that the headline does not quote already."""
+    return [line for line in verdict.evidence if line not in verdict.why]
 
 
 def _blame(verdict: Verdict) -> str:

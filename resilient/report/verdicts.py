@@ -20,7 +20,7 @@ from resilient.core.redact import Redactor
 from resilient.core.rule import Role, Rule
 from resilient.core.rules import RULES
 from resilient.core.user_rules import with_user_rules
-from resilient.core.words import headline, paragraph
+from resilient.core.words import further, headline, paragraph
 from resilient.errors import SettingsError
 from resilient.report.tables import PlainConsole, print_line, print_table
 
@@ -97,10 +97,11 @@ def _show(verdict: Verdict, console: Console) -> None:
     print_line(headline(verdict), console)
     print_line("", console)
     print_line(paragraph(verdict), console)
-    if verdict.evidence:
+    evidence = further(verdict)
+    if evidence:
         print_line("", console)
         print_line("Evidence:", console)
-    for line in verdict.evidence:
+    for line in evidence:
         print_line(f"  {line}", console)
 
 
