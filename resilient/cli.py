@@ -12,13 +12,15 @@ import json
 import os
 import signal
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final, NoReturn, TypeAlias
 
 from resilient import launch, settings
 from resilient.core.exit_codes import ExitCode
+from resilient.core.words import ACTIONS
 from resilient.errors import ResilientError, SettingsError
 
 _RUN_USAGE: Final = """\
@@ -52,6 +54,26 @@ answered) or 193 (the store refuses or does not answer); the first of these wher
   --devices N    devices that must be visible [as many as NVIDIA_VISIBLE_DEVICES lists]
   --peers A,B    host names that must resolve [MASTER_ADDR]
 """
+_EXPLAIN: Final = """\
+It reads the journal that resilient run has written, beside the checkpoints or in a directory of its own."""
+_SAVE: Final = """\
+It asks the supervisor of the run, on this machine, which saves at the next common step of all ranks. Nothing is
+waited for: exit code 0 says that it was asked, 115 that it could not be."""
+_STOP: Final = """\
+It asks the supervisor of the run, on this machine. To end a run for good, delete its Job instead."""
+_CHECKPOINTS: Final = """\
+Exit codes: 0; 1 where something is damaged or could not be deleted; 115 where the question cannot be answered."""
+_FORMATS: Final = """\
+torch: one file for torch.load(weights_only=True); safetensors: one file of tensors;
+dcp: a directory for torch.distributed.checkpoint"""
+_CLASSIFY: Final = """\
+In words on a terminal, else as JSON. Exit code 0 whatever the verdict is; 115 where a file cannot be read.
+A verdict asks for an action:
+
+"""
+_RULES: Final = """\
+Exit code 0; 115 where rules of your own are wrong, and with --check nothing else is printed."""
+_WIDTH: Final = 120
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,6 +99,9 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise SettingsError(f"cannot read the command line: {message}; see {self.prog} --help")
+
+
+_Verbs: TypeAlias = "argparse._SubParsersAction[_Parser]"
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -119,33 +144,47 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"resilient {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND", parser_class=_Parser)
     verbs.add_parser("run", help="start training and supervise it", add_help=False)
-    explain = verbs.add_parser("explain", help="tell what happened to a run, why, and what it cost")
-    explain.add_argument("run", metavar="RUN", help="directory or URL of the checkpoints, or directory of the journal")
+    explain = _command(verbs, "explain", "tell what happened to a run, why, and what it cost", _EXPLAIN)
     explain.add_argument("--submission", metavar="NAME", help="an earlier start of the run; default: the newest")
     explain.add_argument("--json", action="store_true", help="the same as JSON")
-    save = verbs.add_parser("save", help="have a run save a checkpoint now and go on")
-    stop = verbs.add_parser("stop", help="have a run save a checkpoint and end; Kubernetes will start its pod again")
-    for verb in (save, stop):
+    save = _command(verbs, "save", "have a run save a checkpoint now and go on", _SAVE)
+    stop = _command(verbs, "stop", "have a run save a checkpoint and end; Kubernetes will start its pod again", _STOP)
+    for verb in (explain, save, stop):
         verb.add_argument("run", metavar="RUN", help="directory or URL of the checkpoints, or directory of the journal")
-    _add_checkpoints(verbs.add_parser("checkpoints", help="list, verify, show, prune and export what a run has saved"))
+    _add_checkpoints(
+        _command(verbs, "checkpoints", "list, verify, show, prune and export what a run has saved", _CHECKPOINTS)
+    )
     _add_verdicts(verbs)
     verbs.add_parser("doctor", help="look whether a training can run here, before it does", add_help=False)
     verbs.add_parser("config", help="print every setting, its default and where it comes from", add_help=False)
     return parser
 
 
-def _add_checkpoints(parser: argparse.ArgumentParser) -> None:
+def _command(verbs: _Verbs, name: str, summary: str, more: str = "") -> _Parser:
+    """A command whose help begins with what it does, as the list of commands says it."""
+    description = f"{summary[:1].upper()}{summary[1:]}."
+    return verbs.add_parser(
+        name,
+        help=summary,
+        description=f"{description}\n{more}".rstrip(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def _add_checkpoints(parser: _Parser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=_Parser)
-    listing = actions.add_parser("list", help="every checkpoint, and the one that is restored next")
-    verify = actions.add_parser("verify", help="read everything and compare digests; exit 1 where something is damaged")
-    show = actions.add_parser("show", help="the manifest and the tensors of one checkpoint")
-    prune = actions.add_parser("prune", help="delete all but what is to be kept; exit 1 where something could not be")
-    export = actions.add_parser("export", help="verify one checkpoint and write it for others, to a new path")
+    listing = _command(actions, "list", "every checkpoint, and the one that is restored next")
+    verify = _command(actions, "verify", "read everything and compare digests; exit 1 where something is damaged")
+    show = _command(actions, "show", "the manifest and the tensors of one checkpoint")
+    prune = _command(actions, "prune", "delete all but what is to be kept; exit 1 where something could not be")
+    export = _command(actions, "export", "verify one checkpoint and write it for others, to a new path")
     for action in (listing, verify, show, prune, export):
         action.add_argument("url", metavar="URL", help="directory or URL of the checkpoints")
-    verify.add_argument("names", metavar="NAME", nargs="*", help="<attempt>-<step>; all where none is given")
+    named = "<attempt>-<step>, or latest: what is restored next"
+    verify.add_argument("names", metavar="NAME", nargs="*", help=f"{named}; all where none is given")
     for action in (show, export):
-        action.add_argument("name", metavar="NAME", help="<attempt>-<step>, or latest: what is restored next")
+        action.add_argument("name", metavar="NAME", help=named)
     show.add_argument("--rank", type=int, help="only this one; default: all")
     prune.add_argument("--keep", required=True, metavar="N", help="the newest N stay")
     for name in ("keep_every", "keep_best"):
@@ -153,22 +192,30 @@ def _add_checkpoints(parser: argparse.ArgumentParser) -> None:
         prune.add_argument(settings.flag(name), metavar="RULE", help=meaning)
     prune.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
     export.add_argument("--to", required=True, metavar="PATH", help="a new file, or directory for dcp, of this machine")
-    export.add_argument("--format", required=True, choices=("torch", "safetensors", "dcp"))
+    export.add_argument("--format", required=True, choices=("torch", "safetensors", "dcp"), help=_FORMATS)
     export.add_argument("--rank", type=int, default=0, help="default: 0")
     export.add_argument("--part", metavar="NAME", help="only this entry of Run(state=), such as model")
     for action in (listing, verify, show, prune):
         action.add_argument("--json", action="store_true", help="the same as JSON")
 
 
-def _add_verdicts(verbs: argparse._SubParsersAction[_Parser]) -> None:
-    judging = verbs.add_parser("classify", help="say what ended a training, and whose fault it was, from its log")
+def _actions() -> str:
+    """The words for what a verdict asks for, as classify and the rules use them."""
+    width = max(len(action.value) for action in ACTIONS)
+    return "\n".join(f"  {action.value.ljust(width)}  {meaning}" for action, meaning in ACTIONS.items())
+
+
+def _add_verdicts(verbs: _Verbs) -> None:
+    judging = _command(
+        verbs, "classify", "say what ended a training, and whose fault it was, from its log", _CLASSIFY + _actions()
+    )
     judging.add_argument("file", metavar="FILE", nargs="?", default="-", help="a log; - for stdin, the default")
     judging.add_argument(
         "--jsonl",
         action="store_true",
         help='FILE holds records, one a line: {"id", "exit_code", "signal", "stderr", "ranks"}',
     )
-    rules = verbs.add_parser("rules", help="print the rules of the classifier in order, with their sources")
+    rules = _command(verbs, "rules", "print the rules of the classifier in order, with their sources", _RULES)
     rules.add_argument("--json", action="store_true", help="the same as JSON")
     rules.add_argument("--check", metavar="TOML", help="read these rules of your own, and say what is wrong with them")
     for parser in (judging, rules):
@@ -305,10 +352,16 @@ def _doctor(argv: list[str]) -> int:
 
 
 def _flags_help() -> str:
+    flags = {
+        name: f"  {settings.flag(name)} {declared.metadata['kind'].placeholder}"
+        for name, declared in settings.FIELDS.items()
+    }
+    room = _WIDTH - max(map(len, flags.values())) - 2
     rows = []
     for name, declared in settings.FIELDS.items():
         default = "" if settings.is_switch(name) else f" [{settings.shown(name, declared.default)}]"
-        rows.append(("  " + settings.flag(name), declared.metadata["meaning"].replace("`", "") + default))
+        lines = textwrap.wrap(declared.metadata["meaning"].replace("`", "") + default, room)
+        rows += zip((flags[name], *[""] * len(lines)), lines, strict=False)
     return "flags, each also as RESILIENT_NAME in the environment:\n" + _columns(rows) + "\n"
 
 

@@ -35,6 +35,8 @@ class Kind:
 
     parse: Callable[[object], Any]
     format: Callable[[Any], str]
+    placeholder: str
+    """What stands for a value in a help text; nothing for a switch, whose flag takes none."""
 
 
 def _text(value: object) -> str:
@@ -112,7 +114,7 @@ def _choice(words: type[OnCodeFault]) -> Kind:
             raise ValueError(f"it is none of the words that are known; choose from {', '.join(names)}")
         return words(text)
 
-    return Kind(parse=parse, format=lambda word: str(word.value))
+    return Kind(parse=parse, format=lambda word: str(word.value), placeholder="WORD")
 
 
 def _or(word: str, kind: Kind) -> Kind:
@@ -120,18 +122,19 @@ def _or(word: str, kind: Kind) -> Kind:
     return Kind(
         parse=lambda value: None if value == word else kind.parse(value),
         format=lambda value: word if value is None else kind.format(value),
+        placeholder=kind.placeholder,
     )
 
 
-EVERY: Final = Kind(parse=_every, format=format_every)
+EVERY: Final = Kind(parse=_every, format=format_every, placeholder="STEPS|TIME")
 AUTO_EVERY: Final = _or("auto", EVERY)
-DURATION: Final = Kind(parse=lambda value: parse_duration(_text(value)), format=format_duration)
+DURATION: Final = Kind(parse=lambda value: parse_duration(_text(value)), format=format_duration, placeholder="TIME")
 TIMEOUT: Final = _or("none", DURATION)
-BANDWIDTH: Final = _or("none", Kind(parse=_bandwidth, format=_format_bandwidth))
-COUNT: Final = Kind(parse=lambda value: _whole(_text(value), 1), format=str)
+BANDWIDTH: Final = _or("none", Kind(parse=_bandwidth, format=_format_bandwidth, placeholder="RATE"))
+COUNT: Final = Kind(parse=lambda value: _whole(_text(value), 1), format=str, placeholder="N")
 SOME: Final = _or("none", COUNT)
-BEST: Final = _or("none", Kind(parse=_best, format=_format_best))
-RESTARTS: Final = _or("none", Kind(parse=lambda value: _whole(_text(value), 0), format=str))
-PATH: Final = Kind(parse=_path, format=str)
+BEST: Final = _or("none", Kind(parse=_best, format=_format_best, placeholder="METRIC:min|max:N"))
+RESTARTS: Final = _or("none", Kind(parse=lambda value: _whole(_text(value), 0), format=str, placeholder="N"))
+PATH: Final = Kind(parse=_path, format=str, placeholder="PATH")
 CODE_FAULT: Final = _choice(OnCodeFault)
-SWITCH: Final = Kind(parse=_switch, format=lambda value: str(value).lower())
+SWITCH: Final = Kind(parse=_switch, format=lambda value: str(value).lower(), placeholder="")

@@ -121,6 +121,7 @@ def test_verify_names_each_damaged_file(
     for name in ("1-1", "1-2"):
         saved.save(name, [small_state(1)] * 2)
     assert ask("verify", saved.url)[0] == 0
+    assert [line.split()[0] for line in ask("verify", saved.url, "latest")[1].splitlines()] == ["NAME", "1-2"]
     harm(saved.path("1-2", file))
     code, out, _ = ask("verify", saved.url, "--json")
     assert code == 1

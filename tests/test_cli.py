@@ -11,6 +11,7 @@ import pytest
 
 from resilient import settings
 from resilient.cli import main
+from resilient.core.causes import Action
 from resilient.core.exit_codes import ExitCode
 from resilient.settings import FIELDS
 
@@ -75,8 +76,15 @@ def test_config_shows_value_default_and_origin(
     ("argv", "words"),
     [
         (["--help"], ["run", "explain", "save", "stop", "config", "RUN is the directory or URL"]),
-        (["explain", "--help"], ["RUN", "--json"]),
-        (["run", "--help"], ["-- any command", "--nproc-per-node", *map(settings.flag, FIELDS)]),
+        (["explain", "--help"], ["Tell what happened to a run", "RUN", "--json"]),
+        (["save", "--help"], ["Have a run save", "next common step"]),
+        (["stop", "--help"], ["Have a run save", "delete its Job"]),
+        (["checkpoints", "--help"], ["List, verify, show", "Exit codes: "]),
+        (["checkpoints", "verify", "--help"], ["Read everything", "latest"]),
+        (["checkpoints", "export", "--help"], ["Verify one checkpoint", "torch.load", "one file of tensors", "dcp:"]),
+        (["classify", "--help"], ["Say what ended", "Exit code 0", *Action]),
+        (["rules", "--help"], ["Print the rules", "--check"]),
+        (["run", "--help"], ["-- any command", "--keep N", "--every STEPS|TIME", *map(settings.flag, FIELDS)]),
         (["run", "-h", "train.py"], ["--checkpoints"]),
         (["config", "--help"], ["--json", "/etc/resilient/config.toml", "--checkpoints"]),
     ],
