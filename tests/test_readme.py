@@ -16,7 +16,7 @@ import resilient
 from resilient import cli, launch, torchrun
 from resilient.core.policy import Terms
 from resilient.core.rules import RULES
-from resilient.settings import FIELDS, flag, read_rules
+from resilient.settings import FIELDS, flag, read_rules, variable
 
 ROOT = readme.PATH.parent
 PACKAGE = ROOT / "resilient"
@@ -71,6 +71,9 @@ def test_python_uses_public_names_only() -> None:
 def test_shell_lines_can_be_typed(line: str) -> None:
     """Every command exists, takes the flags it is given, and names files that are there."""
     program, *words = shlex.split(line)
+    while "=" in program:  # a variable for the command that follows
+        assert program.partition("=")[0] in map(variable, FIELDS)
+        program, *words = words
     if program == "make":
         assert re.search(rf"^{words[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
     elif program == "python":
