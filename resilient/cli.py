@@ -357,7 +357,7 @@ def _flags_help() -> str:
         for name, declared in settings.FIELDS.items()
     }
     room = _WIDTH - max(map(len, flags.values())) - 2
-    rows = []
+    rows: list[tuple[str, str]] = []
     for name, declared in settings.FIELDS.items():
         default = "" if settings.is_switch(name) else f" [{settings.shown(name, declared.default)}]"
         lines = textwrap.wrap(declared.metadata["meaning"].replace("`", "") + default, room)

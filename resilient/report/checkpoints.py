@@ -87,12 +87,12 @@ def list_command(url: str, *, as_json: bool) -> int:
 
 def verify_command(url: str, names: Sequence[str], *, as_json: bool) -> int:
     """Read all of the named checkpoints, or of all that are committed."""
-    for name in names:
-        if name != LATEST:
-            parse_checkpoint(name)  # refused before anything is opened
+    for given in names:
+        if given != LATEST:
+            parse_checkpoint(given)  # refused before anything is opened
     opened = _open(url)
     patient = _patiently()
-    chosen = [parse_checkpoint(_resolved(opened, name)) for name in names]
+    chosen = [parse_checkpoint(_resolved(opened, given)) for given in names]
     files = patient(directories, opened.store)
     committed = {name for name in files if committed_in(files[name])}
     for name in chosen:
