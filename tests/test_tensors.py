@@ -195,7 +195,7 @@ def odd() -> torch.Tensor:
     [
         (meta, "meta device"), (sparse, "to_dense"), (compressed, "to_dense"), (quantized, "int_repr"),
         (nested, "nested"), (strided_nested, "nested"), (uninitialized, "UninitializedParameter"), (bits, "bits8"),
-        (deep, "64 dimensions"), (odd, "a Odd is more"),
+        (deep, "64 dimensions"), (odd, "an Odd is more"),
     ],
 )  # fmt: skip
 def test_tensors_that_bytes_do_not_bring_back_are_refused(make: object, says: str) -> None:
@@ -211,7 +211,7 @@ def test_a_part_of_what_others_have_is_refused() -> None:
     from torch.distributed._functional_collectives import AsyncCollectiveTensor
 
     part = torch.Tensor._make_subclass(AsyncCollectiveTensor, torch.ones(2))
-    with pytest.raises(CheckpointError, match=r"state\['m'\]: a AsyncCollectiveTensor is a part of something"):
+    with pytest.raises(CheckpointError, match=r"state\['m'\]: an AsyncCollectiveTensor is a part of something"):
         flatten({"m": part})
 
 
