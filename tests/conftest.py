@@ -26,10 +26,11 @@ for name in list(os.environ):
     if name.startswith(LAUNCHERS) or name in SINGLE:
         del os.environ[name]
 
-# Nor what it ignores: a job in the background of a shell ignores SIGINT, under nohup SIGHUP, and so would workers.
-for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+# Nor what it ignores: a job in the background of a shell ignores SIGINT and SIGQUIT, under nohup SIGHUP, and so would
+# workers.
+for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
     if signal.getsignal(number) is signal.SIG_IGN:
-        signal.signal(number, default)
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 # Every process that a test leaves behind, in whatever session and however orphaned, becomes a child of this one.
 PR_SET_CHILD_SUBREAPER = 36
