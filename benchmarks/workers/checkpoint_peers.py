@@ -144,8 +144,9 @@ def open_dlrover(training: Training, directory: Path, closing: contextlib.ExitSt
     name = f"bench{os.getpid()}"
     os.environ.update(LOCAL_WORLD_SIZE="1", NODE_RANK="0", LOCAL_RANK="0", RANK="0", WORLD_SIZE="1")
     os.environ["TORCHELASTIC_RUN_ID"] = name
-    # DLRover's own place for its sockets, whatever TMPDIR says; it leaves them behind.
-    closing.callback(shutil.rmtree, f"/tmp/ckpt_sock/{name}", ignore_errors=True)
+    # DLRover has a place of its own for its sockets, whatever TMPDIR says, and leaves them behind.
+    sockets = Path(importlib.import_module("dlrover.python.common.multi_process").SOCKET_TMP_DIR) / name
+    closing.callback(shutil.rmtree, sockets, ignore_errors=True)
     closing.callback(_remove, Path("/dev/shm"), f"*{name}*")
     root = directory / "dlrover"
     root.mkdir()
