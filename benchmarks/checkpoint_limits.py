@@ -131,10 +131,10 @@ class Limits:
         self.rate(DIGEST, lambda: xxhash.xxh3_128(self.first).digest())
         self.rate("buffered write", lambda: self.write(0, 1))
         for name, threads in zip(WRITES, (1, THREADS), strict=True):
-            self.rate(name, lambda threads=threads: self.write(os.O_DIRECT, threads))  # type: ignore[misc]
+            self.rate(name, lambda threads=threads: self.write(os.O_DIRECT, threads))  # type: ignore[misc]  # defaults bind now; mypy infers no types for them
         for name, flags, threads in zip(READS, (0, os.O_DIRECT), (1, THREADS), strict=True):
             drop_caches(self.path)
-            self.rate(name, lambda flags=flags, threads=threads: self.read(flags, threads))  # type: ignore[misc]
+            self.rate(name, lambda flags=flags, threads=threads: self.read(flags, threads))  # type: ignore[misc]  # as above
         self.path.unlink()
 
 

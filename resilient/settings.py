@@ -48,7 +48,7 @@ from resilient.kinds import (
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
+    import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]  # installed before Python 3.11 only
 
 PLATFORM_FILE: Final = Path("/etc/resilient/config.toml")
 PREFIX: Final = "RESILIENT_"

@@ -61,7 +61,7 @@ class Block(nn.Module):
         self.register_buffer("seen", torch.zeros(3, dtype=torch.int64))
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
-        return self.down(torch.relu(self.up(batch)))  # type: ignore[no-any-return]
+        return self.down(torch.relu(self.up(batch)))  # type: ignore[no-any-return]  # calling a module gives Any
 
 
 class Trained:
@@ -215,7 +215,7 @@ def remember(rank: int, ranks: int, directory: Path) -> Found:
         planner = DefaultSavePlanner(enable_plan_caching=True)
         dcp_save(value, storage_writer=resilient.dcp.Writer(directory / f"cached-{number}"), planner=planner)
     future = async_save(value, storage_writer=resilient.dcp.Writer(directory / "cached-3"))
-    future.result()  # type: ignore[union-attr]
+    future.result()  # type: ignore[union-attr]  # async_save gives a future in this form
     return {"numbers": [_number(directory / f"cached-{number}", mesh) for number in range(4)]}
 
 
@@ -228,7 +228,7 @@ def in_a_process(rank: int, ranks: int, directory: Path) -> Found:
         storage_writer=resilient.dcp.Writer(directory / "process"),
         async_checkpointer_type=AsyncCheckpointerType.PROCESS,
     )
-    future.result()  # type: ignore[union-attr]
+    future.result()  # type: ignore[union-attr]  # as above
     return {"numbers": [_number(directory / "process", mesh)]}
 
 

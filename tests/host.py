@@ -126,7 +126,7 @@ class Host:
         for number, candidate in enumerate(candidates, 1):
             self.send(candidate)
             self.hear(Tried, number * self.ranks)
-            if all(answer.ok for _, answer in self.heard[-self.ranks :]):  # type: ignore[union-attr]
+            if all(answer.ok for _, answer in self.heard[-self.ranks :]):  # type: ignore[union-attr]  # what is left of heard is answers
                 chosen = Go(name=candidate.name, step=candidate.step)
                 break
         self.send(chosen)

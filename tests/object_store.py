@@ -53,7 +53,7 @@ class ObjectFileSystem(LocalFileSystem):  # type: ignore[misc]  # fsspec has no 
         super().rm_file(path)
 
 
-class Upload(AbstractBufferedFile):  # type: ignore[misc]
+class Upload(AbstractBufferedFile):  # type: ignore[misc]  # as above
     """Parts are kept until the last one completes the object."""
 
     def _initiate_upload(self) -> None:
@@ -81,4 +81,4 @@ def kill_at(nth: int) -> None:
         ObjectFileSystem.fatal = nth
         return save(*args)
 
-    Vault.save = armed  # type: ignore[method-assign, assignment]
+    Vault.save = armed  # type: ignore[method-assign, assignment]  # an operation of ours is put around it

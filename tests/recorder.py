@@ -74,7 +74,7 @@ class Recorder:
 
 @contextmanager
 def recording(directory: Path, **start: object) -> Iterator[Recorder]:
-    recorder = Recorder(directory, **start)  # type: ignore[arg-type]
+    recorder = Recorder(directory, **start)  # type: ignore[arg-type]  # fields of all types
     try:
         yield recorder
     finally:

@@ -116,7 +116,7 @@ class SteppingBehind(Training):
     def after(self) -> None:
         with torch.no_grad():
             for parameter in self.model.parameters():
-                parameter.sub_(parameter.grad, alpha=0.1)  # type: ignore[arg-type]
+                parameter.sub_(parameter.grad, alpha=0.1)  # type: ignore[arg-type]  # after backward it has a gradient
 
 
 class TwoOptimizers(Training):
@@ -234,7 +234,7 @@ class Compiled(Training):
     def make_step(self, batch: Tensor) -> None:
         self.optimizer.zero_grad()
         self.backward(batch)
-        self.compiled()  # type: ignore[no-untyped-call]
+        self.compiled()  # type: ignore[no-untyped-call]  # what torch.compile gives has no types
 
 
 class CompiledGraph(Compiled):
@@ -281,7 +281,7 @@ class Growing(Training):
 
     def grow(self) -> None:
         added = nn.Linear(2, 2)
-        self.model.append(added)  # type: ignore[operator]
+        self.model.append(added)  # type: ignore[operator]  # it is a Sequential
         self.optimizer.add_param_group({"params": list(added.parameters())})
 
 
@@ -328,7 +328,7 @@ def train(kind: str, folder: Path, steps: int = STEPS, *, late: bool = True, gro
     torch.manual_seed(int.from_bytes(os.urandom(4), "little"))  # what is not restored differs
     training = KINDS[kind]()
     if grown:
-        training.grow()  # type: ignore[attr-defined]
+        training.grow()  # type: ignore[attr-defined]  # asked of kinds that grow only
     run = resilient.Run(state=training.state())
     note(folder / ("trained" if run.resumed_from is None else "restored"), training, run)
     step: Callable[[Tensor], None] = run.step(training.make_step)

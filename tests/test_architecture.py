@@ -235,6 +235,13 @@ def test_files_and_functions_stay_small(path: Path) -> None:
 
 
 @sources
+def test_what_is_ignored_says_why(path: Path) -> None:
+    """A check that is switched off for a line is owed a reason; that it is needed at all ruff and mypy see to."""
+    without = re.compile(r"# (?:type: ignore\[[^\]]+\]|noqa: [A-Z0-9, ]+)$", re.MULTILINE)
+    assert not without.findall(path.read_text())
+
+
+@sources
 def test_each_file_says_its_licence_and_what_it_owns(path: Path) -> None:
     """The SPDX line comes first, then the module's docstring; an empty file needs neither."""
     text = path.read_text()

@@ -147,7 +147,7 @@ class Facts(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         found = get_worker_info()
-        hint = found.dataset.hint if found else 0  # type: ignore[attr-defined]
+        hint = found.dataset.hint if found else 0  # type: ignore[attr-defined]  # the data set of this test has it
         return torch.tensor([os.getpid(), hint, random.random(), np.random.rand(), torch.rand(()).item()]).double()
 
 

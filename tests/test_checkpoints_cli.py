@@ -182,7 +182,7 @@ def test_text_in_a_checkpoint_is_only_text(saved: SavedRun, ask: Ask) -> None:
         assert len(out) < 10_000
     terminal = Console(file=io.StringIO(), force_terminal=True, width=200, markup=True)
     print_table(("A",), [(NASTY,)], terminal)
-    assert "[bold]x[/bold] \\x1b[2J" in terminal.file.getvalue()  # type: ignore[attr-defined]
+    assert "[bold]x[/bold] \\x1b[2J" in terminal.file.getvalue()  # type: ignore[attr-defined]  # it is a StringIO
 
 
 @pytest.mark.parametrize("header", [b"", b"\xff" * 8, b"\2\0\0\0\0\0\0\0[]", b"\2\0\0\0\0\0\0\0\xff\xff"])
@@ -363,7 +363,6 @@ def test_looking_and_pruning_need_no_torch(saved: SavedRun) -> None:
 
 @pytest.fixture
 def bucket() -> Iterator[str]:
-    pytest.importorskip("s3fs")
     with pytest.MonkeyPatch.context() as patch:
         server = ThreadedMotoServer(port=0, verbose=False)
         server.start()

@@ -28,7 +28,7 @@ def pipe() -> Iterator[tuple[int, int]]:
         try:
             os.close(fd)
         except OSError as error:
-            assert error.errno == 9  # noqa: PT017
+            assert error.errno == 9  # noqa: PT017  # the code of an error is asked, not whether it comes
 
 
 def read_all(fd: int, size: int) -> bytes:

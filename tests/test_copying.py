@@ -61,10 +61,10 @@ CHANGES: dict[str, Callable[[Tensor], object]] = {
     "one element": lambda source: source.view(-1)[0].fill_(7),
     "by a view": lambda source: source.t().add_(1),
     "by a detached one": lambda source: source.detach().zero_(),
-    "by its base": lambda source: source._base.add_(1),  # type: ignore[union-attr]
+    "by its base": lambda source: source._base.add_(1),  # type: ignore[union-attr]  # a view has a base
     "storage gone": lambda source: source.untyped_storage().resize_(0),
     "storage grown": lambda source: source.untyped_storage().resize_(1 << 20),
-    "storage replaced": lambda source: source.set_(torch.ones(2, 3)),  # type: ignore[call-overload]
+    "storage replaced": lambda source: source.set_(torch.ones(2, 3)),  # type: ignore[call-overload]  # torch's stub lacks this overload
     "resized": lambda source: source.resize_(1000, 1000),
 }
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import s3fs
 import torch
 from moto.server import ThreadedMotoServer
 from torch.distributed.checkpoint.api import CheckpointException
@@ -18,7 +19,6 @@ from resilient.checkpoint.store import open_store
 from resilient.dcp.manifest import MANIFEST
 from resilient.dcp.writer import FILE_BYTES
 
-s3fs = pytest.importorskip("s3fs")
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 URL = "s3://bucket/run/step-1"
 

@@ -102,7 +102,7 @@ def alone(tmp_path: Path) -> Iterator[None]:
 def test_what_is_no_ddp_is_refused() -> None:
     """The model itself, by mistake."""
     with pytest.raises(SettingsError, match="cannot make Linear exact: it is no DistributedDataParallel"):
-        resilient.exact_ddp(nn.Linear(1, 1))  # type: ignore[type-var]
+        resilient.exact_ddp(nn.Linear(1, 1))  # type: ignore[type-var]  # the wrong type is the test
 
 
 @pytest.mark.usefixtures("alone")

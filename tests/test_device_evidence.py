@@ -21,7 +21,7 @@ def gpu(index: int, **changes: object) -> Device:
     whole = replace(
         FINE, index=index, uuid=f"GPU-{index}f000000-0000-0000-0000-000000000000", bus=f"0000:{index}8:00.0"
     )
-    return replace(whole, name="H100", **changes)  # type: ignore[arg-type]
+    return replace(whole, name="H100", **changes)  # type: ignore[arg-type]  # fields of all types
 
 
 FOUR = Look(devices=tuple(gpu(index) for index in range(4)))

@@ -213,7 +213,7 @@ def test_closing_lets_go() -> None:
 
 def test_the_numbers_are_those_of_the_binding() -> None:
     """nvml.h is not read by Python; the installed binding is asked whether we have its numbers."""
-    pynvml = pytest.importorskip("pynvml")
+    pynvml = pytest.importorskip("pynvml", reason="nvidia-ml-py, of the extra gpu, is not installed")
     assert pynvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION == ours.RECOVERY_FIELD
     assert (pynvml.NVML_ERROR_TIMEOUT, pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED) == (10, 15, 16)
     assert pynvml.nvmlEventTypeXidCriticalError == 0x8

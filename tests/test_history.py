@@ -47,7 +47,7 @@ def test_the_same_step_on_another_machine_is_the_code() -> None:
 )
 def test_another_step_or_fault_or_no_other_machine_says_nothing(other: dict[str, object]) -> None:
     """Each of the three must be known to agree or differ."""
-    assert reconsider(NOW, [replace(BEFORE, **other)]) == UNCLEAR  # type: ignore[arg-type]
+    assert reconsider(NOW, [replace(BEFORE, **other)]) == UNCLEAR  # type: ignore[arg-type]  # fields of all types
 
 
 def test_the_same_step_for_the_third_time_is_the_code() -> None:

@@ -233,7 +233,6 @@ def test_a_script_is_not_taken_for_a_launcher() -> None:
 
 def test_workers_get_the_environment_that_torchrun_gives(tmp_path: Path) -> None:
     """The same variables with the same values as from the installed torchrun, but for what is made up each time."""
-    pytest.importorskip("torch.distributed.run")
     script = tmp_path / "show.py"
     script.write_text(
         "import json, os, pathlib\n"

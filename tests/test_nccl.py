@@ -95,7 +95,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize("place", ["nccl_log", "stdout_tail", "stderr_tail"])
 def test_nccl_is_heard_wherever_it_writes(place: str) -> None:
     """Its lines are told from a script's by their form; what is in them is the adapter's fault."""
-    rank = RankEvidence(rank=0, signal=6, order=0, **{place: BROKEN.format(pid=17)})  # type: ignore[arg-type]
+    rank = RankEvidence(rank=0, signal=6, order=0, **{place: BROKEN.format(pid=17)})  # type: ignore[arg-type]  # one of several fields, all of them str
     verdict = classify(Evidence(ranks=(rank,)))
     assert (verdict.rule, verdict.cause) == ("ib-async-fatal", Cause.INTERCONNECT_FAULT)
 

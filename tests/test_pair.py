@@ -47,7 +47,7 @@ def images_of(tree: object, *behind: Tensor) -> Images:
 @given(states, st.randoms(use_true_random=False))
 def test_states_come_back_from_two_images(state: object, chance: object) -> None:
     """Whichever tensors lie in the first one."""
-    behind = [tensor for tensor in tensors_in(state) if chance.random() < 0.5]  # type: ignore[attr-defined]
+    behind = [tensor for tensor in tensors_in(state) if chance.random() < 0.5]  # type: ignore[attr-defined]  # hypothesis gives a Random, and says object
     assert same(unflatten(pair.read(*images_of(state, *behind))), unflatten(flatten(state)))
 
 
@@ -94,7 +94,7 @@ def test_the_layout_of_the_step_before_is_kept() -> None:
     second, images = write(flatten({"model": model.state_dict(keep_vars=True), "step": 2}), first)
     assert second.tensors is first.tensors
     assert second.size_bytes == first.size_bytes
-    assert unflatten(pair.read(*images))["step"] == 2  # type: ignore[index]
+    assert unflatten(pair.read(*images))["step"] == 2  # type: ignore[index]  # a state is a dict here
     grown, _ = write(flatten({"model": nn.Linear(3, 3).state_dict(keep_vars=True), "step": 2}), second)
     assert grown.tensors is not first.tensors
 

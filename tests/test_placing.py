@@ -133,9 +133,9 @@ def test_forward_and_backward_leave_versions_and_an_optimizer_raises_them() -> N
     assert quiet.run()
     changes: list[Callable[[], object]] = [
         optimizer.step,
-        lambda: parts["optimizer"].capture()["state"][0]["exp_avg"].zero_(),  # type: ignore[index]
+        lambda: parts["optimizer"].capture()["state"][0]["exp_avg"].zero_(),  # type: ignore[index]  # a part captures any object
         lambda: model.state_dict()["0.weight"].add_(1),
-        lambda: local_of(parts["model"].capture()["0.weight"]).add_(1),  # type: ignore[index]
+        lambda: local_of(parts["model"].capture()["0.weight"]).add_(1),  # type: ignore[index]  # as above
     ]
     for change in changes:
         disturbed = copying()

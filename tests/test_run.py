@@ -130,7 +130,7 @@ def test_a_stop_at_the_final_boundary_finds_the_work_finished() -> None:
         assert (taken(host), left(host)) == ([3], [])
         assert host.board.pulse(0).place == words.FINISHED
         assert host.records(0) == [None]
-        assert host.records(1)[0].step == 3  # type: ignore[union-attr]
+        assert host.records(1)[0].step == 3  # type: ignore[union-attr]  # there is one
 
 
 def test_a_finished_run_makes_no_step() -> None:

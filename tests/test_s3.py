@@ -21,7 +21,6 @@ from resilient.checkpoint.survey import survey
 from resilient.checkpoint.vault import Vault
 from resilient.errors import StoreError
 
-pytest.importorskip("s3fs")
 RUNS = itertools.count(1)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
+from s3_server import Proxy, running
 
 from resilient.checkpoint import multipart
 from resilient.checkpoint import store as stores
@@ -17,9 +18,6 @@ from resilient.checkpoint.store import open_store
 from resilient.checkpoint.store_errors import Denied, Exists, Missing, Unreachable
 from resilient.checkpoint.throttle import Throttle
 from resilient.errors import StoreError
-
-pytest.importorskip("s3fs")
-from s3_server import Proxy, running
 
 RUNS = itertools.count(1)
 PART = 5 << 20
@@ -37,6 +35,8 @@ def some(operations: Iterable[str], words: Iterable[str], *often: str) -> list[A
     pairs = []
     for number, operation in enumerate(operations):
         for place, word in enumerate(words):
+            if operation == "HeadObject" and word in ("late", "expired"):
+                continue  # an answer to HEAD has no body that could name its code
             seldom = operation not in often and (place - number) % len(words) > 1
             pairs.append(pytest.param(operation, word, marks=[pytest.mark.slow] if seldom else []))
     return pairs
@@ -72,7 +72,7 @@ def store(client: Any, proxy: Proxy) -> Any:
 @pytest.fixture
 def hasty(store: Store) -> Store:
     """A store of somebody who is leaving: nothing is tried again."""
-    store.throttle.lifted.set()  # type: ignore[attr-defined]
+    store.throttle.lifted.set()  # type: ignore[attr-defined]  # the throttle of this test's store
     return store
 
 
@@ -193,8 +193,6 @@ def test_a_small_operation_is_asked_once(store: Store, proxy: Proxy, operation: 
     store.create("there", b"1")
     proxy.mend()
     proxy.fail_always(operation, word)
-    if operation == "HeadObject" and word in ("late", "expired"):
-        pytest.skip("an answer to HEAD has no body that could name its code")
     with pytest.raises(StoreError) as caught:
         SMALL[operation](store)
     again = word in BROKEN

@@ -317,11 +317,11 @@ def test_a_lost_answer_is_not_a_lost_claim(arenas: Arenas) -> None:
     with Inline(arenas) as client:
         client.open("faulty://run")
         FaultyFileSystem.fault = staticmethod(fault)
-        FaultyFileSystem.pipe_file = remembering  # type: ignore[method-assign]
+        FaultyFileSystem.pipe_file = remembering  # type: ignore[method-assign]  # an answer is lost on purpose
         try:
             assert isinstance(client.claim(1), Done)
         finally:
-            FaultyFileSystem.pipe_file = create  # type: ignore[method-assign]
+            FaultyFileSystem.pipe_file = create  # type: ignore[method-assign]  # and put back
     FaultyFileSystem.reset()
 
 

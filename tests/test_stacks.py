@@ -119,7 +119,7 @@ def trains_without_stacks(folder: Path, refused: str) -> None:
         return os.fdopen(os.open("/dev/full", os.O_WRONLY), "wb", buffering=0)
 
     os.environ["RESILIENT_INTERNAL_STACKS"] = str(folder)
-    stacks.open = full  # type: ignore[attr-defined]
+    stacks.open = full  # type: ignore[attr-defined]  # a name of the module that hides the builtin
     resilient.Run(state={"numbers": [1]})
     signal.raise_signal(stacks.SIGNAL)
 

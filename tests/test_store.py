@@ -174,7 +174,7 @@ def test_a_store_that_creates_twice_is_refused(store: Store) -> None:
     assert store.list(".") == ()
 
 
-class Careless(MemoryFileSystem):  # type: ignore[misc]
+class Careless(MemoryFileSystem):  # type: ignore[misc]  # fsspec has no types
     """It ignores the mode."""
 
     protocol = "careless"

@@ -16,7 +16,6 @@ from resilient.core.checks_store import SKEW_REFUSED_S
 from resilient.core.measured import StoreFacts
 from resilient.preflight.store_probe import store
 
-pytest.importorskip("s3fs")
 URL = "s3://bucket/run"
 
 

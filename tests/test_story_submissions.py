@@ -50,7 +50,7 @@ def hold(url: str, journal: Path | str, *, at: float, **more: str | int) -> Hold
     """Write what the lock of a directory says of who holds it: this very process, unless told otherwise."""
     ourselves = process(os.getpid())
     fields = {"host": "vm", "pid": os.getpid(), "pod": "", "machine": machine(), "supervisor": ourselves, **more}
-    holder = Holder(journal=str(journal), since_s=BOOT + at, keeper=ourselves, **fields)  # type: ignore[arg-type]
+    holder = Holder(journal=str(journal), since_s=BOOT + at, keeper=ourselves, **fields)  # type: ignore[arg-type]  # fields of all types
     open_store(url).replace(HOLDER, wire.encode(holder))
     return holder
 

@@ -4,6 +4,7 @@
 import argparse
 
 import pytest
+from torch.distributed.run import get_args_parser
 
 from resilient import torchrun
 from resilient.errors import SettingsError
@@ -20,8 +21,7 @@ def scan(*argv: str) -> Scan:
 @pytest.fixture(scope="module")
 def actions() -> list[argparse.Action]:
     """The flags of torch's own parser."""
-    run = pytest.importorskip("torch.distributed.run")
-    return [action for action in run.get_args_parser()._actions if action.option_strings and action.dest != "help"]
+    return [action for action in get_args_parser()._actions if action.option_strings and action.dest != "help"]
 
 
 def test_every_flag_of_torchrun_is_known(actions: list[argparse.Action]) -> None:

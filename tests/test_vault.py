@@ -78,7 +78,7 @@ def names(vault: Vault) -> list[str]:
 
 def claim(attempt: int, token: str = "t", **fields: object) -> AttemptRecord:
     values = {"submission": "sub", "index": 0, "pod": "p", "host": "h", "claimed_s": 1.0, "began_from": None}
-    return AttemptRecord(attempt=attempt, token=token, **{"held_s": 0.0, **values, **fields})  # type: ignore[arg-type]
+    return AttemptRecord(attempt=attempt, token=token, **{"held_s": 0.0, **values, **fields})  # type: ignore[arg-type]  # fields of all types
 
 
 def test_a_run_keeps_its_identity(vault: Vault) -> None:

@@ -89,6 +89,6 @@ def digest(model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any, s
     moments = [value for state in optimizer.state_dict()["state"].values() for value in state.values()]
     for tensor in [*model.state_dict().values(), *moments, torch.get_rng_state()]:
         sha.update(tensor.numpy().tobytes())
-    for value in (random.getstate(), np.random.get_state()[1].tobytes(), scheduler.state_dict(), seen):  # type: ignore[index]
+    for value in (random.getstate(), np.random.get_state()[1].tobytes(), scheduler.state_dict(), seen):  # type: ignore[index]  # numpy's state is a tuple here
         sha.update(repr(value).encode())
     return sha.hexdigest()

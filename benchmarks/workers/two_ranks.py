@@ -9,11 +9,11 @@ import time
 
 BEGUN = time.monotonic()  # before anything is imported
 
-import argparse  # noqa: E402
-import json  # noqa: E402
-import os  # noqa: E402
-from collections.abc import Callable  # noqa: E402
-from pathlib import Path  # noqa: E402
+import argparse
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
 
 RANK, LOCAL_RANK = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
 
@@ -27,10 +27,10 @@ def mark(what: str, step: int = 0, at: float | None = None) -> None:
 
 mark("begun", at=BEGUN)
 
-import torch  # noqa: E402
-import torch.distributed as dist  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-from torch.nn.parallel import DistributedDataParallel  # noqa: E402
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 class Training:

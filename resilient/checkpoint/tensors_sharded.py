@@ -145,7 +145,7 @@ def is_dtensor(value: object) -> bool:
 
 def local_of(tensor: torch.Tensor) -> torch.Tensor:
     """The memory that a tensor has on this rank; ``to_local()`` makes a new view of it each time."""
-    local: torch.Tensor = tensor._local_tensor if is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
+    local: torch.Tensor = tensor._local_tensor if is_dtensor(tensor) else tensor  # type: ignore[attr-defined]  # to_local() makes a new view each time
     return local
 
 

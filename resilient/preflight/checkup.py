@@ -44,7 +44,7 @@ class Checkup:
                 continue
             self._out[name] = runner
             ports.watch(runner.fileno(), lambda name=name: self._read(name))  # type: ignore[misc]  # bound now
-            ports.after(f"probe {name}", errand.limit_s, lambda name=name: self._overdue(name))  # type: ignore[misc]
+            ports.after(f"probe {name}", errand.limit_s, lambda name=name: self._overdue(name))  # type: ignore[misc]  # as above
         self._order = tuple(errands)
 
     @property

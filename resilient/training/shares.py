@@ -110,7 +110,7 @@ def dealt_by(loader: object) -> DistributedSampler[Any]:
             f"cannot go on in the middle of an epoch with another number of ranks: {why}; use a DataLoader with a "
             "DistributedSampler, or the number of ranks that it was saved with"
         )
-    sampler: DistributedSampler[Any] = loader.sampler  # type: ignore[attr-defined]
+    sampler: DistributedSampler[Any] = loader.sampler  # type: ignore[attr-defined]  # it was looked at above
     return sampler
 
 
