@@ -2,9 +2,10 @@
 """When the next snapshot is due, and which one is made durable.
 
 A cadence is a number of steps, a time, or automatic. Step cadences name the next multiple, so
-that ``every=100`` means 100, 200, ...; time cadences name the first boundary that all ranks can
-reach. An automatic one is a time that follows from what saving costs, how often the run fails
-and how long it takes to come back: see :mod:`resilient.core.interval`.
+that ``every=100`` means 100, 200, ..., or the first snapshot after one that went by; time
+cadences name the first boundary that all ranks can reach. An automatic one is a time that
+follows from what saving costs, how often the run fails and how long it takes to come back:
+see :mod:`resilient.core.interval`.
 """
 
 from __future__ import annotations
@@ -56,12 +57,14 @@ class Cadence:
     """When the last snapshot was taken (or training began)."""
     saved_at: float = 0.0
     """When the last snapshot that went to the store was taken (or training began)."""
+    saved_step: int = 0
+    """Its step (or the one that training began from)."""
 
-    def took(self, now: float, stall_s: float, *, saving: bool) -> Cadence:
+    def took(self, step: int, now: float, stall_s: float, *, saving: bool) -> Cadence:
         """A snapshot was taken."""
         ran_s = self.ran_s + max(0.0, now - self.taken_at)
-        saved_at = now if saving else self.saved_at
-        return replace(self, taken_at=now, stall_s=stall_s, saved_at=saved_at, ran_s=ran_s)
+        saved_at, saved_step = (now, step) if saving else (self.saved_at, self.saved_step)
+        return replace(self, taken_at=now, stall_s=stall_s, saved_at=saved_at, saved_step=saved_step, ran_s=ran_s)
 
     @property
     def mttf_s(self) -> float:
@@ -95,7 +98,8 @@ def wants_store(cadence: Cadence, step: int, now: float) -> bool:
         return False
     durable = _durable(cadence)
     if durable.steps is not None:
-        return step % durable.steps == 0
+        # At a multiple, or after one that went by while a snapshot for memory alone was taken.
+        return step // durable.steps > cadence.saved_step // durable.steps
     return now - cadence.saved_at >= (durable.seconds or 0.0)
 
 

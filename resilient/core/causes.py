@@ -6,6 +6,9 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from resilient.core.batch import Batch
+from resilient.core.devices import DeviceId
+
 
 class Cause(str, enum.Enum):
     """What broke, in the words of published failure studies."""
@@ -64,8 +67,14 @@ class Verdict:
     """Rank to blame; ``None`` where all ranks failed alike or nobody can be named."""
     node: str | None = None
     """Machine of the culprit, where it is known."""
+    device: DeviceId | None = None
+    """What broke, where the evidence names it; else the one device of the culprit, if it has but one."""
     step: int | None = None
     """Step the culprit had entered."""
+    batch: Batch | None = None
+    """The batch that the culprit was at."""
+    confirmed: bool = False
+    """Earlier faults confirm it: no restart has to."""
     between: bool = False
     """It had completed that step and not entered the next: it failed between the two."""
     ruled: bool = False

@@ -13,14 +13,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from resilient.core.batch import Batch
 from resilient.core.causes import Cause, Verdict
-from resilient.core.collectives import absent
+from resilient.core.collectives import Suspect
 from resilient.core.crowd import Crowd
+from resilient.core.device_blamed import device_blamed, only_device
 from resilient.core.evidence import UNNAMED, Evidence, RankEvidence
 from resilient.core.fingerprint import fingerprint
+from resilient.core.grammar import going_on
 from resilient.core.rule import Family, Role, Rule
 from resilient.core.rules import RULES
 from resilient.core.symptoms import Symptoms, observe
+from resilient.core.traceback_text import unwrapped
 
 _QUOTE_CHARS: Final = 240
 _PRECEDENCE: Final = {rule.id: place for place, rule in enumerate(RULES)}
@@ -43,6 +47,7 @@ class _Finding:
 
 def classify(evidence: Evidence, rules: Sequence[Rule] = RULES) -> Verdict:
     """Say what ended the attempt, who is to blame, and which rung of the ladder that asks for."""
+    evidence = _unwrapped(evidence)
     crowd = Crowd(evidence)
     seen = (_find(observe(rank, evidence, crowd), rules) for rank in evidence.ranks)
     findings = [finding for finding in seen if finding is not None]
@@ -53,15 +58,16 @@ def classify(evidence: Evidence, rules: Sequence[Rule] = RULES) -> Verdict:
         return replace(_verdict(_Finding(observe(rank, evidence), RULES[-1], "")), culprit=None, step=None, evidence=())
     blamed = min(findings, key=_blame)
     verdict = _verdict(blamed)
-    is_victim = blamed.rule.role is Role.VICTIM
-    # Where all stand still their stacks look alike; how far each had come does not.
-    if is_victim or blamed.rule.family is Family.HANG:
-        late = absent({rank.rank: rank.collectives for rank in evidence.ranks})
-        if late is not None:
-            return replace(verdict, culprit=late.rank, why=f"{verdict.why}; {late.why}, and is the suspect")
-    if is_victim:
-        return _with_suspect(verdict, findings, evidence, crowd)
-    return _with_victims(verdict, blamed, findings)
+    suspect = _suspect(blamed, findings, evidence, crowd)
+    if suspect is not None:
+        return _with_suspect(verdict, suspect, evidence)
+    return verdict if blamed.rule.role is Role.VICTIM else _with_victims(verdict, blamed, findings)
+
+
+def _unwrapped(evidence: Evidence) -> Evidence:
+    """Ranks are compared by what was raised, not by who carried it over."""
+    ranks = (replace(rank, error=unwrapped(rank.error)) if rank.error else rank for rank in evidence.ranks)
+    return replace(evidence, ranks=tuple(ranks))
 
 
 def _find(symptoms: Symptoms, rules: Sequence[Rule]) -> _Finding | None:
@@ -143,8 +149,10 @@ def _verdict(finding: _Finding) -> Verdict:
         fingerprint=fingerprint(rule.id, name, function, finding.seen),
         culprit=None if rule.role is Role.VICTIM or symptoms.rank.rank == UNNAMED else symptoms.rank.rank,
         step=_step(symptoms),
+        batch=_of_any_rank(symptoms.rank.batch) if rule.role is Role.VICTIM else symptoms.rank.batch,
         between=_between(symptoms),
         node=None if rule.role is Role.VICTIM else symptoms.rank.node,
+        device=device_blamed(rule, symptoms.rank, finding.seen),
         ruled=rule.family is Family.RULING,
         device_grade=rule.device_grade,
     )
@@ -199,7 +207,7 @@ def _evidence(finding: _Finding) -> tuple[str, ...]:
         f"the OOM killer struck {_count(evidence.oom_kills, 'time')}" if evidence.oom_kills else None,
         f"/dev/shm is {evidence.shm_used_fraction:.0%} full" if evidence.shm_used_fraction is not None else None,
     )
-    return tuple(line for line in known if line)
+    return (*(line for line in known if line), *evidence.announced)
 
 
 def _hang_function(evidence: Evidence) -> str | None:
@@ -218,30 +226,47 @@ def _with_victims(verdict: Verdict, blamed: _Finding, findings: list[_Finding]) 
     why = verdict.why
     if alike and blamed.symptoms.crowd.alike(blamed.rank):
         # Where all die of the same there is no first one: that one was merely seen first.
-        return replace(verdict, culprit=None, why=f"{why}; {_count(len(alike), 'other rank')} alike")
+        words = f"{going_on(why)}; {_count(len(alike), 'other rank')} alike"
+        return replace(verdict, culprit=None, device=None, batch=_of_any_rank(verdict.batch), why=words)
     if victims:
         why += f"; {_count(len(victims), 'other rank')} suffered from it"
     return replace(verdict, why=why)
+
+
+def _of_any_rank(batch: Batch | None) -> Batch | None:
+    """Ranks have the same numbers of batches, and in them samples of their own."""
+    return batch and replace(batch, sample=None, samples=(), more=0)
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
-def _with_suspect(verdict: Verdict, victims: list[_Finding], evidence: Evidence, crowd: Crowd) -> Verdict:
-    """Only victims are known: name the one rank that did not come, or did not report what all others did."""
-    absent = crowd.absent
-    if absent is not None:
-        rank, how = absent
-        node = next((each.node for each in evidence.ranks if each.rank == rank), None)
-        return replace(verdict, culprit=rank, node=node, why=f"{verdict.why}; rank {rank} {how} and is the suspect")
+def _suspect(blamed: _Finding, findings: list[_Finding], evidence: Evidence, crowd: Crowd) -> Suspect | None:
+    """The rank that the one that is blamed had waited for, where one can be told from the others."""
+    if blamed.rule.family is Family.HANG:
+        # Where all stand still their stacks look alike; how far each had come does not.
+        return crowd.late
+    if blamed.rule.role is Role.VICTIM:
+        return crowd.absent or _unreported(findings, evidence)
+    return None
+
+
+def _unreported(victims: list[_Finding], evidence: Evidence) -> Suspect | None:
+    """The one rank that did not report what all others did."""
     reporters = {finding.rank.rank for finding in victims}
     silent = [rank for rank in evidence.ranks if rank.rank not in reporters]
     by_itself = [rank for rank in silent if not rank.stopped and (rank.exit_code, rank.signal) != (None, None)]
     suspects = by_itself or silent
     if len(suspects) != 1 or suspects[0].rank == UNNAMED:
-        return verdict
-    suspect = suspects[0]
-    left = f" (it had left with exit code {suspect.exit_code})" if suspect in by_itself else ""
-    why = f"{verdict.why}; rank {suspect.rank} alone did not report it{left} and is the suspect"
-    return replace(verdict, culprit=suspect.rank, node=suspect.node, why=why)
+        return None
+    rank = suspects[0].rank
+    left = f" (it had left with exit code {suspects[0].exit_code})" if by_itself else ""
+    return Suspect(rank=rank, why=f"rank {rank} alone did not report it{left}")
+
+
+def _with_suspect(verdict: Verdict, suspect: Suspect, evidence: Evidence) -> Verdict:
+    rank = next((each for each in evidence.ranks if each.rank == suspect.rank), RankEvidence(rank=suspect.rank))
+    why = f"{going_on(verdict.why)}; {suspect.why}, and is the suspect"
+    batch = rank.batch or verdict.batch
+    return replace(verdict, culprit=suspect.rank, node=rank.node, device=only_device(rank), batch=batch, why=why)

@@ -11,15 +11,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 MOST_GROUPS: Final = 32
 _NAME_CHARS: Final = 80
 _NUMBER: Final = re.compile(r"-?\d{1,18}")
-_WATCHDOG: Final = re.compile(r"[Ll]ast enqueued NCCL work: (-?\d{1,18}), last completed NCCL work: (-?\d{1,18})")
-# "PG GUID 0(default_pg) Rank 4", "PG GUID 3 Rank 3"; old releases had one group most of the time, and do not name it.
-_GUID: Final = re.compile(r"\bPG GUID ([^\s()\]]{1,80})(?:\(([^\s()\]]{1,80})\))? Rank \d")
+# "[PG ID 0 PG GUID 0(default_pg) Rank 4]", "[PG 3 Rank 3]", "[Rank 5]": old releases had one group most of the time,
+# and do not name it. The rank is that within the group, so whoever printed the line is known from elsewhere.
+_WATCHDOG: Final = re.compile(
+    r"\[(?:PG (?:ID \d{1,9} PG GUID )?([^\s()\]]{1,80})(?: ?\(([^()\]\n]{1,80})\))? )?Rank \d{1,6}\][^\n]{0,300}?"
+    r"[Ll]ast enqueued (?:NCCL )?work: (-?\d{1,18}), last completed (?:NCCL )?work: (-?\d{1,18})"
+)
 _DEFAULT: Final = "default_pg"
 
 
@@ -37,8 +40,8 @@ class Collectives:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Absent:
-    """The one rank that did not come to a collective in which the others waited."""
+class Suspect:
+    """The one rank that must have kept the others waiting, and how that is known."""
 
     rank: int
     why: str
@@ -66,23 +69,22 @@ def from_recorder(text: str | bytes) -> tuple[Collectives, ...]:
 def from_watchdog(text: str) -> tuple[Collectives, ...]:
     """Read the lines of torch's watchdog, the last for each group."""
     found: dict[str, Collectives] = {}
-    for line in text.split("\n"):
-        counts = _WATCHDOG.search(line) if line.startswith("[") else None
-        if counts is None:
-            continue
-        named = _GUID.search(line)
-        group = (named[2] or named[1]) if named else _DEFAULT
+    for said in _WATCHDOG.finditer(text):
+        group = said[2] or said[1] or _DEFAULT
         if group in found or len(found) < MOST_GROUPS:
-            found[group] = Collectives(group=group, enqueued=int(counts[1]), completed=int(counts[2]))
+            found[group] = Collectives(group=group, enqueued=int(said[3]), completed=int(said[4]))
     return tuple(found.values())
 
 
-def absent(ranks: Mapping[int, Sequence[Collectives]]) -> Absent | None:
-    """Find the one rank that is behind all others in a group, or does something else than they all."""
+def absent(ranks: Mapping[int, Sequence[Collectives]], least: int = 2) -> Suspect | None:
+    """Find the one rank that is behind all others in a group, or does something else than they all.
+
+    ``least``: of so many ranks of a group it must be known where they were; more where some may be missing.
+    """
     groups = dict.fromkeys(one.group for theirs in ranks.values() for one in theirs)
     for group in groups:
         places = {rank: one for rank, theirs in ranks.items() for one in theirs if one.group == group}
-        if len(places) < 2:
+        if len(places) < least:
             continue
         found = _behind(group, places) or _different(group, places)
         if found is not None:
@@ -90,18 +92,20 @@ def absent(ranks: Mapping[int, Sequence[Collectives]]) -> Absent | None:
     return None
 
 
-def _behind(group: str, places: Mapping[int, Collectives]) -> Absent | None:
-    front = max(one.enqueued for one in places.values())
-    late = [rank for rank, one in places.items() if one.enqueued < front]
-    if len(late) != 1:
+def _behind(group: str, places: Mapping[int, Collectives]) -> Suspect | None:
+    """No other can get past the collective that comes after its last."""
+    (rank, last), *others = sorted(places.items(), key=lambda item: item[1].enqueued)
+    front, farthest = others[0][1].enqueued, others[-1][1].enqueued
+    if last.enqueued == front:
         return None
-    reached = places[late[0]].enqueued
-    what = next((one.operation for one in places.values() if one.enqueued == front and one.operation), None)
-    waited = f"collective {front} of {group}" + (f" ({what})" if what else "")
-    return Absent(rank=late[0], why=f"rank {late[0]} had come to {reached} when the others waited in {waited}")
+    what = next((one.operation for _, one in others if one.enqueued == front and one.operation), None)
+    waited = (
+        f"collective {front} of {group}" + (f" ({what})" if what else "") + (" or beyond" if farthest > front else "")
+    )
+    return Suspect(rank=rank, why=f"rank {rank} had come to {last.enqueued} when the others waited in {waited}")
 
 
-def _different(group: str, places: Mapping[int, Collectives]) -> Absent | None:
+def _different(group: str, places: Mapping[int, Collectives]) -> Suspect | None:
     """At the same number, one rank alone called another operation: at least two must agree against it."""
     operations = [one.operation for one in places.values()]
     if len(places) < 3 or len({one.enqueued for one in places.values()}) != 1:
@@ -110,7 +114,7 @@ def _different(group: str, places: Mapping[int, Collectives]) -> Absent | None:
     if len(odd) != 1 or len(set(operations)) != 2 or None in operations:
         return None
     others = next(operation for operation in operations if operation != places[odd[0]].operation)
-    return Absent(
+    return Suspect(
         rank=odd[0], why=f"rank {odd[0]} called {places[odd[0]].operation} where the others called {others} in {group}"
     )
 
@@ -122,12 +126,7 @@ def _with_status(one: Collectives, entries: Any, status: Any) -> Collectives:
     if not isinstance(counts, dict):
         return one
     completed = _whole(counts.get("last_completed_collective"))
-    return Collectives(
-        group=one.group,
-        enqueued=one.enqueued,
-        completed=one.completed if completed is None else completed,
-        operation=one.operation,
-    )
+    return one if completed is None else replace(one, completed=completed)
 
 
 def _sequence(entry: Any) -> int | None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from resilient.core.batch import Batch
 from resilient.core.causes import Verdict
+from resilient.core.denied import Suspect
 from resilient.core.events import Debit
 
 
@@ -73,11 +75,22 @@ class Settle:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SkipBatch:
+    """Leave a batch out from the next launch on, on all ranks; nothing that comes of it is durable before it is on
+    record."""
+
+    batch: Batch
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RecordDebit:
     """Put the coming exit on record; answer ``Recorded`` or ``RecordFailed``."""
 
     debit: Debit
     why: str
+    suspect: Suspect | None = None
+    """What goes on the run's deny list besides, as far as that can be written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +106,8 @@ class Announce:
 
     text: str
     verdict: Verdict | None = None
+    do: str = ""
+    """The end of the text that tells what is done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +132,7 @@ Command = (
     | SetDeadline
     | ClearDeadline
     | Settle
+    | SkipBatch
     | RecordDebit
     | RecordFinished
     | Announce

@@ -30,7 +30,7 @@ class Found:
         for evidence in symptoms.rank.devices:
             words = self.test(evidence)
             if words is not None:
-                return f"{words} ({called(evidence.device)})"
+                return f"{words} ({evidence.device.id})"
         return None
 
 
@@ -43,6 +43,11 @@ def reported(*numbers: int) -> Found:
         return None if event is None else f"Xid {event.number}"
 
     return Found(test)
+
+
+def happened(kind: str, words: str) -> Found:
+    """State that the driver reported such an event for a device of the rank."""
+    return Found(lambda evidence: words if any(event.kind == kind for event in evidence.events) else None)
 
 
 def in_state(state: State, words: str) -> Found:
@@ -74,12 +79,6 @@ def miscounted(evidence: DeviceEvidence) -> str | None:
 def contained(evidence: DeviceEvidence) -> str | None:
     """The same where the driver says that nothing need be done before the next process."""
     return miscounted(evidence) if evidence.device.recovery == NO_RECOVERY else None
-
-
-def called(device: Device) -> str:
-    """Name a device for people."""
-    name = device.uuid or f"device {device.index}"
-    return f"{name}, PCI {device.bus}" if device.bus else name
 
 
 def example_of(device: Device, *numbers: int, before: Device | None = None) -> Evidence:

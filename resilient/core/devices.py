@@ -7,12 +7,17 @@ Frozen words only. ``None`` is what could not be read: unknown, never fine.
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 NO_RECOVERY: Final = "none"
 """What ``Device.recovery`` says of a device that needs nothing done to it."""
+
+
+RESET_EVENT: Final = "reset"
+"""``DeviceEvent.kind`` where the driver resets a device, so that all processes on it lose what they had there."""
 
 
 class State(str, enum.Enum):
@@ -25,6 +30,27 @@ class State(str, enum.Enum):
     """The driver refuses to use it until it is reset."""
     UNKNOWN = "unknown"
     """Nobody could say: no permission, a driver that fails."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceId:
+    """Which device it is, as far as somebody has said: a UUID means it anywhere, the others on its own node only."""
+
+    uuid: str | None = None
+    bus: str | None = None
+    """PCI address, as ``0000:05:00.0``."""
+    index: int | None = None
+
+    def __str__(self) -> str:
+        """Everything that is known, for people."""
+        address = f"PCI {self.bus}" if self.bus else ""
+        name = self.uuid or ("" if self.index is None else f"device {self.index}")
+        return ", ".join(word for word in (name, address) if word) or "a device"
+
+    @property
+    def short(self) -> str:
+        """The one word that says most."""
+        return self.uuid or self.bus or str(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +88,10 @@ class Device:
     """Such links that could be asked."""
     watched: bool = False
     """Its events are listened to: only then does their absence mean something."""
+
+    @property
+    def id(self) -> DeviceId:
+        return DeviceId(uuid=self.uuid, bus=self.bus, index=self.index)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,26 +134,27 @@ def assigned(
     events: Sequence[DeviceEvent],
     ranks: int,
     *,
-    visible: str | None,
+    visible: Sequence[str],
     by_bus: bool,
     shared: bool,
 ) -> tuple[tuple[DeviceEvidence, ...], ...]:
     """Give each local rank what is known of its devices, as a framework would that was told nothing more.
 
-    ``visible`` is ``CUDA_VISIBLE_DEVICES``, ``by_bus`` says that it counts by PCI address, as
-    drivers do, and ``shared`` that all ranks may use all of them. Where nobody can tell
-    whose a device is, it is everybody's. Without a look the devices of the look before
-    it are left, of which nothing is known any more but what they reported.
+    ``visible`` are lists like ``CUDA_VISIBLE_DEVICES``, each within the one before,
+    ``by_bus`` says that they count by PCI address, as drivers do, and ``shared`` that all
+    ranks may use all of them. Where nobody can tell whose a device is, it is everybody's.
+    Without a look the devices of the look before it are left, of which nothing is known any
+    more but what they reported.
     """
     past = {device.index: device for device in before.devices} if before else {}
     devices = look.devices if look else tuple(_unread(device) for device in past.values())
     told = {device.index: tuple(event for event in events if event.index == device.index) for device in devices}
     chosen = tuple(
         DeviceEvidence(device=device, before=past.get(device.index), events=told[device.index])
-        for device in _visible(devices, visible)
+        for device in visible_devices(devices, visible)
     )
     alike = len({device.name for device in devices}) == 1
-    numbered = visible is None or any(entry.strip().isdecimal() for entry in visible.split(","))
+    numbered = not visible or any(entry.strip().isdecimal() for each in visible for entry in each.split(","))
     if shared or ranks == 1 or (numbered and not (alike or by_bus)):
         return (chosen,) * ranks
     return tuple(chosen[rank : rank + 1] for rank in range(ranks))
@@ -141,22 +172,26 @@ def _unread(device: Device) -> Device:
     )
 
 
-def _visible(devices: Sequence[Device], visible: str | None) -> tuple[Device, ...]:
-    """Those that ``CUDA_VISIBLE_DEVICES`` names, in its order; it counts up to its first entry that is no device."""
-    if visible is None:
-        return tuple(devices)
+def visible_devices(devices: Sequence[Device], lists: Sequence[str]) -> tuple[Device, ...]:
+    """Those that lists like ``CUDA_VISIBLE_DEVICES`` leave, each of which is within the one before."""
+    return functools.reduce(_visible, lists, tuple(devices))
+
+
+def _visible(devices: tuple[Device, ...], visible: str) -> tuple[Device, ...]:
+    """Those that a list names, in its order; it counts up to its first entry that is no device."""
     chosen = []
     for entry in visible.split(","):
-        device = next((device for device in devices if _is_named(device, entry.strip())), None)
+        named = (device for at, device in enumerate(devices) if _is_named(device, at, entry.strip()))
+        device = next(named, None)
         if device is None:
             break
         chosen.append(device)
     return tuple(chosen)
 
 
-def _is_named(device: Device, entry: str) -> bool:
-    """By number, or by the beginning of a UUID, its own or that of one of its parts."""
+def _is_named(device: Device, at: int, entry: str) -> bool:
+    """By its place, or by the beginning of a UUID, its own or that of one of its parts."""
     if entry.isdecimal():
-        return int(entry) == device.index
+        return int(entry) == at
     uuids = (device.uuid or "", *device.instances)
     return len(entry) > len("GPU-") and any(uuid.startswith(entry) for uuid in uuids)

@@ -26,10 +26,13 @@ from resilient.core.commands import (
     RecordFinished,
     SetDeadline,
     Settle,
+    SkipBatch,
     StartWorkers,
 )
+from resilient.core.denials import suspect_of
 from resilient.core.evidence import Evidence
-from resilient.core.exit_codes import NEEDS_DEBIT, OBSERVED_FAILURE, ExitCode
+from resilient.core.exit_codes import NEEDS_DEBIT, OBSERVED_FAILURE, RESTARTS, ExitCode
+from resilient.core.grammar import going_on
 from resilient.core.history import Now, reconsider
 from resilient.core.job import Job, Phase
 from resilient.core.policy import Decision
@@ -41,6 +44,7 @@ RESERVE_S: Final = 3.0
 RESERVE_SHARE: Final = 0.3
 """Of the platform's grace so much, and no more than these seconds, is kept for putting the exit on record."""
 
+NO_RECORD: Final = "give --checkpoints, or pass RESILIENT_FAILURE_COUNT and RESILIENT_IGNORED_COUNT"
 FINISHED: Final = Decision(code=ExitCode.FINISHED, why="all steps are done", do="nothing")
 
 
@@ -114,8 +118,13 @@ def _finished(job: Job, last: ev.WorkerEnded) -> Decision:
     return replace(FINISHED, why=f"every worker ended by itself, after step {job.ledger.highest_step}")
 
 
+def _leave_s(job: Job) -> float:
+    """How long leaving may take, from the request to the exit."""
+    return job.terms.grace_s if job.leave_s is None else job.leave_s
+
+
 def _reserve_s(job: Job) -> float:
-    return min(RESERVE_S, RESERVE_SHARE * job.terms.grace_s)
+    return min(RESERVE_S, RESERVE_SHARE * _leave_s(job))
 
 
 def worker_left(job: Job, event: ev.WorkerEnded, now: float) -> Step:
@@ -134,7 +143,8 @@ def ended_late(job: Job, event: ev.WorkerEnded, now: float) -> Step:
 
 def hang_found(job: Job, event: ev.HangFound, now: float) -> Step:
     if job.terms.observe:
-        return job, (Announce(text=f"rank {event.hang.rank} stands still; left alone (--observe)"),)
+        text = f"rank {event.hang.rank} stands still, at {event.hang.where or 'unknown'}; left alone (--observe)"
+        return job, (Announce(text=text),)
     return _end_group(job)
 
 
@@ -150,7 +160,18 @@ def group_ended(job: Job, event: ev.GroupEnded, now: float) -> Step:
         job = replace(job, ending=FINISHED)
     if job.leave_by is not None or job.ending is not None:
         return _settle(job, now)
+    if event.held:
+        return _settle(replace(job, ending=_stuck(job, event.held)), now)
     return replace(job, phase=Phase.JUDGING), (CollectEvidence(),)
+
+
+def _stuck(job: Job, held: tuple[int, ...]) -> Decision:
+    """Whoever is to blame: beside processes that still hold the devices no others can be started here."""
+    return Decision(
+        code=OBSERVED_FAILURE if job.terms.observe else ExitCode.RESCHEDULE,
+        why=f"processes {', '.join(map(str, held))} do not end, as the kernel holds them: a mount or a driver is dead",
+        do="have the node and its mounts looked at",
+    )
 
 
 def _settle(job: Job, now: float) -> Step:
@@ -163,21 +184,32 @@ def _settled_by(job: Job, now: float) -> SetDeadline:
 
 def collected(job: Job, event: ev.Collected, now: float) -> Step:
     verdict = reconsider(_now(job, event.evidence), event.past)
-    decision = policy.decide(verdict, job.ledger, job.terms, now)
-    announce = Announce(text=f"{decision.why}; {decision.do}", verdict=verdict)
+    decision = policy.decide(verdict, job.ledger, job.terms, now, event.skipping)
+    announce = Announce(text=f"{going_on(decision.why)}; {decision.do}", verdict=verdict, do=decision.do)
     if decision.code is not None:
+        moves = decision.code == ExitCode.RESCHEDULE and job.terms.in_kubernetes  # elsewhere nothing would
+        decision = replace(
+            decision,
+            fault=job.ledger.strike(verdict.fingerprint, verdict.step or 0, verdict.batch),
+            suspect=suspect_of(verdict, event.evidence, job.terms.node) if moves else None,
+        )
         job, commands = end_by(job, decision, now)
         return job, (announce, *commands)
     job = replace(
         job,
         phase=Phase.BACKING_OFF,
         attempt=job.attempt + 1,
-        ledger=job.ledger.struck(verdict.fingerprint, verdict.step or 0),
+        ledger=job.ledger.struck(verdict.fingerprint, verdict.step or 0, verdict.batch)
+        if decision.skip is None
+        else job.ledger.skipped(verdict.fingerprint),
     )
+    told: tuple[Command, ...] = (announce,)
+    if decision.skip is not None:
+        told = (announce, SkipBatch(batch=decision.skip, why=verdict.why))
     if suspects_device(verdict):
         job, commands = examine(replace(job, backoff_s=decision.delay_s))
-        return job, (announce, *commands)
-    return job, (announce, SetDeadline(at=now + decision.delay_s))
+        return job, (*told, *commands)
+    return job, (*told, SetDeadline(at=now + decision.delay_s))
 
 
 def _now(job: Job, evidence: Evidence) -> Now:
@@ -201,8 +233,13 @@ def asked_idle(job: Job, event: ev.LeaveAsked, now: float) -> Step:
 
 def asked_running(job: Job, event: ev.LeaveAsked, now: float) -> Step:
     job = _marked(job, event, now)
-    boundary = now + (job.terms.grace_s - _reserve_s(job)) / 2
-    return replace(job, phase=Phase.LEAVING), (SetDeadline(at=boundary), OrderStop())
+    return replace(job, phase=Phase.LEAVING), (_boundary_by(job, now), OrderStop())
+
+
+def _boundary_by(job: Job, now: float) -> SetDeadline:
+    """Half of what is left is for the step, the other half for saving it."""
+    until = now + _leave_s(job) if job.must_end_at is None else job.must_end_at
+    return SetDeadline(at=now + (until - now - _reserve_s(job)) / 2)
 
 
 def asked_busy(job: Job, event: ev.LeaveAsked, now: float) -> Step:
@@ -212,19 +249,25 @@ def asked_busy(job: Job, event: ev.LeaveAsked, now: float) -> Step:
 def asked_recording(job: Job, event: ev.LeaveAsked, now: float) -> Step:
     """The exit being recorded is overtaken by the request to leave, that one goes on record instead; asked once more
     nothing changes."""
-    if job.leave_by is not None:
+    sooner = _marked(job, event, now)
+    if job.leave_by is None:
+        return _record(_left(sooner, job.ledger.committed_step), now)
+    if sooner.must_end_at == job.must_end_at:
         return job, ()
-    job = _marked(job, event, now)
-    return _record(_left(job, job.ledger.committed_step), now)
+    sooner = replace(sooner, ending=job.ending)
+    return sooner, (_recorded_by(sooner, now),)
 
 
 def asked_again(job: Job, event: ev.LeaveAsked, now: float) -> Step:
-    """A second Ctrl-C wants out now."""
-    return boundary_missed(job, ev.DeadlinePassed(), now) if event.urgent else (job, ())
+    """A second Ctrl-C wants out now; whoever leaves less time than the first to ask has less than that."""
+    if event.urgent:
+        return boundary_missed(job, ev.DeadlinePassed(), now)
+    sooner = _marked(job, event, now)
+    return (job, ()) if sooner.must_end_at == job.must_end_at else (sooner, (_boundary_by(sooner, now),))
 
 
 def asked_settling(job: Job, event: ev.LeaveAsked, now: float) -> Step:
-    """The save goes on, within the grace that the first to ask has set."""
+    """The save goes on, within what those who have asked leave of time."""
     job = _marked(job, event, now)
     return job, (_settled_by(job, now),)
 
@@ -232,24 +275,25 @@ def asked_settling(job: Job, event: ev.LeaveAsked, now: float) -> Step:
 def _marked(job: Job, event: ev.LeaveAsked, now: float) -> Job:
     """Leaving outranks every ending but "finished" and "internal": what fails now is its consequence."""
     keep = job.ending is not None and job.ending.code in (ExitCode.FINISHED, ExitCode.INTERNAL)
-    return replace(
-        job,
-        leave_by=event.by,
-        must_end_at=now + job.terms.grace_s if job.must_end_at is None else job.must_end_at,
-        ending=job.ending if keep else None,
-    )
+    leave_s = job.terms.grace_s if event.within_s is None else event.within_s
+    by = job.leave_by if job.leave_explained else event.by
+    job = replace(job, leave_by=by, ending=job.ending if keep else None)
+    if job.must_end_at is not None and job.must_end_at <= now + leave_s:
+        return job
+    return replace(job, must_end_at=now + leave_s, leave_s=leave_s)
 
 
 def boundary_missed(job: Job, event: ev.DeadlinePassed, now: float) -> Step:
     """Somebody did not reach the boundary in time: the newest whole snapshot has to do."""
-    return _end_group(job, grace_s=min(job.terms.stop_grace_s, job.terms.grace_s / 10))
+    return _end_group(job, grace_s=min(job.terms.stop_grace_s, _leave_s(job) / 10))
 
 
 def settled(job: Job, event: ev.SaveSettled, now: float) -> Step:
     if job.ending is not None and job.ending.code == ExitCode.FINISHED and job.has_store:
         reached = event.reached_step or 0
         if event.durable_step < reached:
-            why = f"{job.ending.why}; but the last state, of step {reached}, is not saved: step {event.durable_step} is"
+            lost = f"the last state, of step {reached}, is not saved: step {event.durable_step} is"
+            why = f"{going_on(job.ending.why)}; but {lost}"
             do = "see why saving failed: resilient explain"
             if job.ending.why != FINISHED.why:
                 do = "no last snapshot is taken after `break`: save what you need of that state in the code behind it"
@@ -263,18 +307,12 @@ def settled_late(job: Job, event: ev.DeadlinePassed, now: float) -> Step:
 
 def _left(job: Job, durable_step: int, reached_step: int | None = None) -> Job:
     """Fill in how a job that was asked to leave has left."""
-    reached = job.ledger.highest_step if reached_step is None else reached_step
     if job.leave_by is None or job.ending is not None:
         return job
-    if job.terms.observe:
-        code: int = OBSERVED_FAILURE
-    elif job.ledger.steps_known and durable_step > 0 and durable_step >= reached:
-        code = ExitCode.PREEMPTED_SAVED
-    else:
-        code = ExitCode.PREEMPTED_UNSAVED
-    saved = f"step {durable_step} is saved" if durable_step else "nothing was saved"
-    why = f"asked to leave by {job.leave_by}; {saved}, step {reached} was reached"
-    return replace(job, ending=Decision(code=code, why=why, do="the run goes on from there when it is started again"))
+    reached = job.ledger.highest_step if reached_step is None else reached_step
+    return replace(
+        job, ending=policy.left(job.leave_by, job.ledger, job.terms, durable_step=durable_step, reached=reached)
+    )
 
 
 def _record(job: Job, now: float) -> Step:
@@ -284,20 +322,28 @@ def _record(job: Job, now: float) -> Step:
     if ending.code == ExitCode.FINISHED:
         what: Command = RecordFinished(step=job.ledger.highest_step)
     elif ending.code in NEEDS_DEBIT:
-        fingerprint = job.ledger.strikes[-1].fingerprint if job.ledger.strikes else ""
+        fault = ending.fault or next(reversed(job.ledger.strikes), None)
+        usage = job.ledger.usage(now)
         debit = ev.Debit(
             code=int(ending.code or 0),
             step=job.ledger.highest_step,
-            fingerprint=fingerprint,
+            fingerprint=fault.fingerprint if fault else "",
             node=job.terms.node,
-            fault_step=job.ledger.strikes[-1].step if job.ledger.strikes else None,
-            held_s=job.ledger.held(now),
+            fault_step=fault.step if fault else None,
+            times=fault.count if fault else 1,
+            strikes=job.ledger.count(fault.fingerprint) if fault else 0,
+            batch=fault.batch if fault else None,
+            usage=usage.and_restarted() if ending.code in RESTARTS else usage,
         )
-        what = RecordDebit(debit=debit, why=ending.why)
+        what = RecordDebit(debit=debit, why=ending.why, suspect=ending.suspect)
     else:
         return _exit(job)
+    return replace(job, phase=Phase.RECORDING), (_recorded_by(job, now), what)
+
+
+def _recorded_by(job: Job, now: float) -> SetDeadline:
     until = now + job.terms.record_s if job.must_end_at is None else job.must_end_at - _reserve_s(job) / 3
-    return replace(job, phase=Phase.RECORDING), (SetDeadline(at=until), what)
+    return SetDeadline(at=until)
 
 
 def recorded(job: Job, event: ev.Recorded, now: float) -> Step:
@@ -310,12 +356,12 @@ def record_failed(job: Job, event: ev.RecordFailed | ev.DeadlinePassed, now: flo
     assert ending is not None, "nothing was decided"
     why = event.why if isinstance(event, ev.RecordFailed) else "the store did not answer in time"
     if ending.code == ExitCode.FINISHED or job.terms.counters_bound:
-        note = f"{ending.why} (not on record: {why})"
+        note = f"{going_on(ending.why)} (not on record: {why})"
         return _exit(replace(job, ending=replace(ending, why=note)))
     blocked = Decision(
         code=ExitCode.INTERNAL,
-        why=f"{ending.why}; that exit ({ending.code}) could not be put on record: {why}",
-        do="restore the checkpoint store; the job goes on from its newest checkpoint",
+        why=f"{going_on(ending.why)}; that exit ({ending.code}) could not be put on record: {why}",
+        do="restore the checkpoint store; the job goes on from its newest checkpoint" if job.has_store else NO_RECORD,
     )
     return _exit(replace(job, ending=blocked))
 

@@ -6,14 +6,21 @@ The answer may come in any phase: a script that names the store itself does so w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Final
 
 from resilient.core import events as ev
 from resilient.core import policy
 from resilient.core.commands import ClearDeadline, Command, NumberAttempt, OpenStore, SetDeadline
+from resilient.core.denials import refusals_in_a_row
 from resilient.core.edges import Step, end, end_by, examine
+from resilient.core.edges_preflight import check_denials
 from resilient.core.exit_codes import ExitCode
 from resilient.core.job import Job, Phase
+
+_TOLD: Final = 2
+"""Checkpoints that cannot be used: the others mostly have the same wrong with them."""
 
 
 def begin(job: Job, now: float) -> Step:
@@ -29,10 +36,19 @@ def _open(job: Job, now: float) -> tuple[Command, ...]:
     return SetDeadline(at=now + job.terms.open_s), OpenStore()
 
 
+def nothing_to_resume_from(set_aside: Sequence[str]) -> tuple[str, str]:
+    """What is wrong where steps were committed and no checkpoint can be tried, and what to do."""
+    if not set_aside:
+        why = "steps of this run were committed, but its checkpoint directory lists none"
+        return why, "check the checkpoint URL and its mount, or start with --fresh"
+    why = f"no checkpoint of this run can be used: {'; '.join(set_aside[:_TOLD])}"
+    return why, "restore what is named, use the release that wrote it, or start with --fresh"
+
+
 def _learned(job: Job, event: ev.Opened, now: float) -> Job:
     """What the store knows counts from now on, and a launch that had no number of the run gets one that is free."""
     ledger = policy.opening_ledger(
-        job.ledger, committed_step=event.committed_step, held_s=event.held_s, debits=event.debits, now=now
+        job.ledger, committed_step=event.committed_step, usage=event.usage, debits=event.debits, now=now
     )
     return replace(job, attempt=max(job.attempt, event.next_attempt), ledger=ledger)
 
@@ -40,23 +56,27 @@ def _learned(job: Job, event: ev.Opened, now: float) -> Job:
 def _opened(job: Job, event: ev.Opened, now: float) -> Step:
     job = _learned(job, event, now)
     if event.ever_committed and event.committed_step == 0:
-        why = "steps of this run were committed, but its checkpoint directory lists none"
-        do = "check the checkpoint URL and its mount, or start with --fresh"
-        return end(job, ExitCode.CONFIG_FAULT, why, do, now)
+        return end(job, ExitCode.CONFIG_FAULT, *nothing_to_resume_from(event.set_aside), now)
     late = policy.too_long(job.ledger, job.terms, now)
     return end_by(job, late, now) if late else (job, ())
 
 
 def prepared(job: Job, event: ev.Opened, now: float) -> Step:
     job, commands = _opened(job, event, now)
-    return examine(job) if job.phase is Phase.PREPARING else (job, commands)
+    if job.phase is not Phase.PREPARING:
+        return job, commands
+    return examine(replace(job, denials=event.denials, refusals=refusals_in_a_row(event.debits)))
 
 
 def opened_late(job: Job, event: ev.Opened, now: float) -> Step:
+    starts = job.launch == 1 and not job.ledger.highest_step
     job, commands = _opened(job, event, now)
+    said: tuple[Command, ...] = ()
+    if job.phase is Phase.RUNNING and starts:  # the workers wait for the store before their first step
+        job, said = check_denials(job, event.denials, refusals_in_a_row(event.debits), now)
     if job.phase is Phase.RUNNING:
-        return job, (ClearDeadline(), NumberAttempt(attempt=job.attempt))
-    return job, commands
+        return job, (*said, ClearDeadline(), NumberAttempt(attempt=job.attempt))
+    return job, (*commands, *said)
 
 
 def opened_between(job: Job, event: ev.Opened, now: float) -> Step:

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the outcome of a preflight does to a job."""
+"""What the outcome of a preflight does to a job, and what the deny lists do to its start."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
+from resilient.core import denials
 from resilient.core import events as ev
 from resilient.core.commands import Announce, Command, SetDeadline
+from resilient.core.denied import Denial
 from resilient.core.edges import Step, end, launch
 from resilient.core.exit_codes import ExitCode
 from resilient.core.job import Job, Phase
@@ -22,5 +25,23 @@ def examined(job: Job, event: ev.Examined, now: float) -> Step:
         notes = (Announce(text=f"{event.refusal}; started all the same (--observe)"),)
     if job.launch:
         return replace(job, phase=Phase.BACKING_OFF), (*notes, SetDeadline(at=now + job.backoff_s))
-    job, commands = launch(job)
-    return job, (*notes, *commands)
+    own, refusals = job.denials, job.refusals
+    job = replace(job, devices=event.devices, denials=(), refusals=0)
+    job, said = check_denials(job, (*event.listed, *own), refusals, now, guessed=job.refusals_guessed)
+    if job.ending is not None:
+        return job, (*notes, *said)
+    job, commands = launch(job if not job.has_store else replace(job, devices=()))
+    return job, (*notes, *said, *commands)
+
+
+def check_denials(job: Job, listed: Iterable[Denial], refusals: int, now: float, *, guessed: bool = False) -> Step:
+    """End a start on a node, or with a device, that a deny list names; what is said where it goes on all the same."""
+    # The run's own list moves a pod; where nothing moves it, it would only keep a person from the one machine there is.
+    counted = (denial for denial in listed if denial.of_platform or job.terms.in_kubernetes)
+    denial = next(iter(denials.concerning(counted, job.terms.node, job.devices)), None)
+    if denial is None:
+        return job, ()
+    if job.terms.observe or denials.overruled(refusals):
+        return job, (Announce(text=denials.in_spite_of(denial, observe=job.terms.observe, guessed=guessed)),)
+    why, do = denials.refusal(denial, refusals)
+    return end(job, ExitCode.NODE_REFUSED, why, do, now)

@@ -6,7 +6,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from resilient.core.batch import Batch
+from resilient.core.denied import Denial
 from resilient.core.evidence import Evidence, Hang, Past
+from resilient.core.skipping import NOTHING_SKIPPED, Skipping
+from resilient.core.usage import NOTHING_USED, Usage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,8 +25,16 @@ class Debit:
     """The machine of the pod that left."""
     fault_step: int | None = None
     """Step that the culprit of the last fault had entered."""
-    held_s: float = 0.0
-    """Seconds for which devices had been held without a newly committed step."""
+    times: int = 1
+    """It had struck there, without progress in between."""
+    strikes: int = 0
+    """Restarts in place that this fault has had without progress."""
+    batch: Batch | None = None
+    """The batch that it was at."""
+    usage: Usage = NOTHING_USED
+    """Of the submission's budgets, with the restart that this exit leads to."""
+    forgiven: bool = False
+    """A person has cleared the fault."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,9 +46,13 @@ class Opened:
     """Step of the newest checkpoint, 0 where there is none."""
     ever_committed: bool = False
     """Some record says that a step was committed, whatever the listing shows."""
-    held_s: float = 0.0
-    """Seconds that earlier attempts of this submission held devices without a newly committed step."""
+    set_aside: tuple[str, ...] = ()
+    """Why checkpoints and records that are there cannot be used."""
+    usage: Usage = NOTHING_USED
+    """Of the budgets, by earlier attempts of this submission."""
     debits: tuple[Debit, ...] = ()
+    denials: tuple[Denial, ...] = ()
+    """Entries of the run's deny list that are in force."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +73,10 @@ class Examined:
     refusal: str | None = None
     """What is wrong with this node; ``None``: nothing that keeps it from training."""
     do: str = ""
+    devices: tuple[str, ...] = ()
+    """UUIDs of the devices that can be seen here."""
+    listed: tuple[Denial, ...] = ()
+    """What the platform's deny list says of this node and these devices."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +86,7 @@ class Announced:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CannotRun:
-    """The command does not exist (127) or is not executable (126)."""
+    """The command does not exist (127), is not executable (126), or is a script that is not there (115)."""
 
     code: int
     why: str
@@ -118,7 +138,10 @@ class Unusable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupEnded:
-    """No worker and no process of theirs is left."""
+    """No worker and no process of theirs is left, but for those that cannot be ended."""
+
+    held: tuple[int, ...] = ()
+    """Processes on which SIGKILL has no effect: the kernel holds them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,15 +150,25 @@ class Collected:
 
     evidence: Evidence
     past: tuple[Past, ...] = ()
+    skipping: Skipping = NOTHING_SKIPPED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaveAsked:
-    """SIGTERM (preemption, ``kubectl delete``), Ctrl-C, or ``resilient stop``."""
+    """SIGTERM (preemption, ``kubectl delete``), a notice of the cloud's, Ctrl-C, or ``resilient stop``."""
 
     by: str
     urgent: bool = False
     """Asked for a second time, by a person."""
+    within_s: float | None = None
+    """How long the platform leaves, where it has said so; else the grace that we are told of."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaveExplained:
+    """Kubernetes has said why the pod is to go."""
+
+    why: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,6 +220,7 @@ Event = (
     | GroupEnded
     | Collected
     | LeaveAsked
+    | LeaveExplained
     | DeadlinePassed
     | SaveSettled
     | Recorded
@@ -209,6 +243,7 @@ EVENTS: Final[tuple[type[Event], ...]] = (
     GroupEnded,
     Collected,
     LeaveAsked,
+    LeaveExplained,
     DeadlinePassed,
     SaveSettled,
     Recorded,

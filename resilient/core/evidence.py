@@ -12,8 +12,10 @@ import enum
 from dataclasses import dataclass
 from typing import Final
 
+from resilient.core.batch import Batch
 from resilient.core.collectives import Collectives
 from resilient.core.devices import DeviceEvidence
+from resilient.core.pod_status import PodDevice
 
 
 class Ruling(str, enum.Enum):
@@ -66,6 +68,8 @@ class ErrorRecord:
     monotonic_s: float | None = None
     wall_s: float | None = None
     ruling: Ruling | None = None
+    batch: Batch | None = None
+    """The batch that it was at, where ``run.batches`` gave it."""
 
     @property
     def type(self) -> str:
@@ -112,6 +116,8 @@ class RankEvidence:
     completed: int | None = None
     """The step it had completed last."""
     place: Place = Place.UNKNOWN
+    batch: Batch | None = None
+    """The batch that it was at, unless its step was done already."""
     collectives: tuple[Collectives, ...] = ()
     """How far it was in each of its groups; empty where nobody has said."""
     devices: tuple[DeviceEvidence, ...] = ()
@@ -140,11 +146,17 @@ class Past:
     fingerprint: str
     step: int | None = None
     """Step the culprit had entered."""
+    times: int = 1
+    """It struck there."""
     reached: int | None = None
     """Highest step of the run by then; ``None`` where its steps were unknown."""
     node: str | None = None
     rank: int | None = None
     """The culprit, where there was one."""
+    device: str | None = None
+    """UUID of the one that it was on, where that is known."""
+    batch: Batch | None = None
+    """The batch that it was at, where that may be why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,5 +172,9 @@ class Evidence:
     """Of the file system that holds the journal."""
     from_log: bool = False
     """Read from a log that somebody kept: streams are merged, and endings, ranks and lines may be missing."""
+    announced: tuple[str, ...] = ()
+    """What the cloud, or Kubernetes, had announced for the machine or the pod by then."""
+    pod_devices: tuple[PodDevice, ...] = ()
+    """How the kubelet finds the devices of the pod, where we may ask for it."""
     world_size: int | None = None
     """How many ranks the run had, where that is known to differ from those that are listed."""

@@ -48,6 +48,9 @@ STOP: Final = frozenset({ExitCode.CODE_FAULT, ExitCode.CONFIG_FAULT, ExitCode.BU
 
 PREEMPTED: Final = frozenset({ExitCode.PREEMPTED_SAVED, ExitCode.PREEMPTED_UNSAVED})
 
+RESTARTS: Final = frozenset({ExitCode.RESTART, ExitCode.RESCHEDULE})
+"""The workers are started again elsewhere, because they failed here."""
+
 NEEDS_DEBIT: Final = frozenset(
     {
         ExitCode.RESTART,

@@ -13,6 +13,8 @@ from typing import Final
 
 _MESSAGE_CHARS: Final = 4096
 _NAME_CHARS: Final = 120
+FROM_OUTSIDE: Final = frozenset({"sigkill", "sigkill-while-loading", "sigterm", "not-started", "loader-killed"})
+"""Rules of what the kernel or a person does to a process: neither code nor device does, however often it comes back."""
 
 # In this order: what holds digits as a whole goes before single numbers.
 _NORMAL: Final = (

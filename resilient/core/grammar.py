@@ -14,6 +14,12 @@ def type_of(value: object) -> str:
     return with_article(type(value).__name__)
 
 
+def going_on(sentence: str) -> str:
+    """A sentence that another part follows: without its full stop, which quoted text often has."""
+    text = sentence.rstrip()
+    return text if text.endswith("..") else text.removesuffix(".")
+
+
 def remedy_apart(message: str) -> tuple[str, str]:
     """``cannot X: why; do Y`` as what is wrong and what to do about it; the latter is empty where it is not said."""
     why, found, do = message.rpartition("; ")

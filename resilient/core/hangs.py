@@ -64,6 +64,8 @@ class Watch:
     """Longest completed stay in each named phase."""
     warned: frozenset[int] = frozenset()
     """Ranks whose stacks were asked for in the silence that still lasts."""
+    alarmed_s: Mapping[int, float] = field(default_factory=dict)
+    """How long ranks had been silent when they last gave a fatal alarm in it."""
 
     def restarted(self) -> Watch:
         """The same run, new processes: what was learned stays."""
@@ -99,11 +101,14 @@ def tick(watch: Watch, readings: Mapping[int, Reading], elapsed_s: float, bounds
         first_s=max([watch.first_s, *(r.first_s for r in readings.values())]),
         phases_s=_phases(watch, readings),
         warned=frozenset(rank for rank in watch.warned if silent.get(rank)),
+        alarmed_s={rank: told_s for rank, told_s in watch.alarmed_s.items() if silent.get(rank)},
     )
     for alarm in sorted(_alarms(watch, bounds), key=lambda a: (not a.fatal, -a.silent_s, a.rank)):
         if alarm.fatal:
-            return watch, alarm
-        if alarm.rank not in watch.warned:
+            # Where nobody acts on it, it is raised again when the silence has doubled.
+            if alarm.silent_s >= 2 * watch.alarmed_s.get(alarm.rank, 0.0):
+                return replace(watch, alarmed_s={**watch.alarmed_s, alarm.rank: alarm.silent_s}), alarm
+        elif alarm.rank not in watch.warned:
             return replace(watch, warned=watch.warned | {alarm.rank}), alarm
     return watch, None
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+from resilient.core.denied import Denial
 from resilient.core.policy import Decision, Ledger, Terms
 from resilient.core.rule import Rule
 from resilient.core.rules import RULES
@@ -50,10 +51,22 @@ class Job:
     """Those of them that ended with 0 and had nothing left to do."""
     leave_by: str | None = None
     """Who asked to leave; from then on nothing is started and nobody is blamed."""
+    leave_explained: bool = False
+    """It is known why the pod is to go, and said."""
     must_end_at: float | None = None
     """When the platform will kill us, once it has asked to leave."""
+    leave_s: float | None = None
+    """How long that was when it asked."""
     backoff_s: float = 0.0
     """What is left to wait for once the machine has been examined."""
+    devices: tuple[str, ...] = ()
+    """UUIDs of those that the preflight saw, as long as a store may still be named that has a deny list."""
+    denials: tuple[Denial, ...] = ()
+    """The run's deny list, until the first workers are started."""
+    refusals: int = 0
+    """How often this index was refused in a row before; until then as well."""
+    refusals_guessed: bool = False
+    """No record says so, only what the controller has not counted."""
     rules: tuple[Rule, ...] = field(default=RULES, compare=False, repr=False)
     """The classifier's table, with the user's own rules in it; it never changes."""
     ending: Decision | None = None

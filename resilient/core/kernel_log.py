@@ -18,11 +18,13 @@ _LINE_CHARS: Final = 512
 _KERNEL_FACILITY: Final = 0
 _RECORD: Final = re.compile(r"(\d{1,5}),\d{1,20},\d{1,20},[^;\n]{0,64};([^\n]*)")
 _MATTERS: Final = re.compile(
-    r"^(?:NVRM: |nvidia-nvswitch\d{1,3}: SXid |mlx5_core |oom-kill:"
+    r"^(?:NVRM: |amdgpu |nvidia-nvswitch\d{1,3}: SXid |mlx5_core |oom-kill:"
     r"|Out of memory: Killed process |Memory cgroup out of memory: Killed process )"
 )
 _FABRIC: Final = re.compile(r"^nvidia-nvswitch\d{1,3}: SXid ")
-_BUS: Final = re.compile(r"^NVRM: .{0,40}?\b(?:[0-9a-fA-F]{4})?([0-9a-fA-F]{4}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2})\b")
+_BUS: Final = re.compile(
+    r"^(?:NVRM: .{0,40}?\b|amdgpu )(?:[0-9a-fA-F]{4})?([0-9a-fA-F]{4}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2})\b"
+)
 
 
 def message(record: str) -> str | None:

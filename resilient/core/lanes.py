@@ -39,9 +39,11 @@ Lanes = Mapping[Lane, str]
 
 _STAMP: Final = r"(?:<\d{1,3}>)?(?:\[[^\]\n]{1,48}\] ?)?(?:[A-Z][a-z]{2} [ \d]\d [\d:]{8} \S{1,64} )?(?:kernel: ?)?"
 _DRIVER: Final = (
-    r"(?:NVRM: |nvidia-nvswitch\d+: SXid |amdgpu [\da-f:.]{7,16}: |pcieport [\da-f:.]{7,16}: |mce: \[Hardware Error\])"
+    r"(?:NVRM: |nvidia-nvswitch\d+: SXid |amdgpu [\da-f:.]{7,16}: |pcieport [\da-f:.]{7,16}: |mce: \[Hardware Error\]"
+    r"|mlx5_core [\da-f:.]{7,16}: |EDAC MC\d{1,3}: )"
 )
-_KERNEL: Final = re.compile(rf"^{_STAMP}(?:\[ {{0,6}}\d+\.\d+\] )?({_DRIVER}.*)")
+# A message of several lines has its stamp on the first; dmesg indents the others.
+_KERNEL: Final = re.compile(rf"^{_STAMP}(?:\[ {{0,6}}\d+\.\d+\] )? {{0,20}}({_DRIVER}.*)")
 _NCCL: Final = re.compile(r"^(?:\[[^\]\n]{1,40}\] )?\S{1,255}:\d{1,10}:\d{1,10} \[-?\d{1,5}\] .{0,120}?NCCL WARN (.*)")
 _TORCH: Final = re.compile(r"^(?:\[rank\d{1,6}\]: ?)?\[[EWF](?:\d| )[^\]\n]{0,100}\.[ch]pp:\d{1,6}\] (.*)")
 _WHAT: Final = re.compile(r"^ {2}what\(\): {1,2}(.*)")
@@ -51,19 +53,24 @@ _LOOSE_KERNEL: Final = re.compile(rf"^.{{0,80}}?({_DRIVER}.*)")
 # As monitors and people write it: "XID 79(GPU has fallen off the bus)", "Xid: 79, ...".
 _LOOSE_XID: Final = re.compile(r"\b[Xx][Ii][Dd](?: error)?[ :=]{1,3}(\d{1,3})\b[,:( ]{0,2}(.{0,400})")
 _LOOSE_NCCL: Final = re.compile(
-    r"NCCL WARN (.*)|^((?:Net|NET/\w{2,8}|socket\w{1,20}) ?: .*|(?:Cuda failure|Failed to CUDA) .*)|^Last error: ?(.+)"
+    r"(?:NCCL|\.(?:cc|cu|h):\d{1,5}) WARN (.*)"
+    r"|^((?:Net|NET/\w{2,8}|socket\w{1,20}) ?: .*|(?:Cuda failure|Failed to CUDA) .*)|^Last error: ?(.+)"
 )
 _LOOSE_TORCH: Final = re.compile(r"\[[EWF][^\]\n]{0,100}\.[ch]pp:[\d.]{1,6}\] ((?:(?!\[[EWF] ).)*)")
 _LOOSE_WHAT: Final = re.compile(r"what\(\): {1,2}(.*)")
 _LOOSE_WATCHDOG: Final = re.compile(r"^((?:\[Rank \d{1,6}\] |NCCL )[Ww]atchdog .*)")
 _CUDA: Final = re.compile(
-    r"\bCUDA_ERROR_[A-Z_]{3,60}|\bcudaError[A-Z]\w{3,60}|\bTHCudaCheck FAIL |\bGPUassert\b"
+    # A string of the runtime's that nothing else says needs no name in front.
+    r"^uncorrectable ECC error encountered$|\ban illegal memory access was encountered\b|\bunspecified launch failure\b"
+    r"|\bdevice-side assert triggered\b|\bno kernel image is available for\b|\bcudaMalloc\w{0,20} failed\b"
+    r"|\bCUDA_ERROR_[A-Z_]{3,60}|\bcudaError[A-Z]\w{3,60}|\bTHCudaCheck FAIL |\bGPUassert\b"
     r"|\b(?:CUDA|Cuda|cuda) (?:runtime |driver |kernel |API )?(?:[Ee]rror|ERROR|[Ff]ailure|failed)\b"
 )
 _PLATFORM: Final = re.compile(
-    r"slurmstepd: |srun: |running low on memory|\bNode(?:Lost|NotReady)\b|ContainerStatusUnknown|\bOOM\b"
+    r"slurmstepd: |srun: |\bjob killed\b|running low on memory|\bNode(?:Lost|NotReady)\b|ContainerStatusUnknown|\bOOM\b"
     r"|\bOut Of Memory$|\bsubmitit\b|oom[-_]kill|OOMKilled|[Oo]ut of memory: Kill|killed due to memory pressure"
-    r"|[Pp]reempt|PREEMPT|[Ee]vict|[Ss]pot [Ii]nstance|[Nn]ode .{0,80}(?:NotReady|not ready|unreachable|shutdown"
+    r"|[Pp]reempt|PREEMPT|[Ee]vict|low on resource"
+    r"|[Ss]pot [Ii]nstance|\bHost EC2 |[Nn]ode .{0,80}(?:NotReady|not ready|unreachable|shutdown"
     r"|drain)|imminent node|DisruptionTarget|\bscancel\b|TIME ?LIMIT|time limit"
 )
 
@@ -92,14 +99,14 @@ def sort_lines(
 def _strict(
     lines: tuple[str, ...], kernel: tuple[str, ...], nccl: tuple[str, ...], *, aborted: bool
 ) -> dict[Lane, Sequence[str]]:
-    torch = [found[1] for line in lines if (found := _TORCH.match(line))]
+    torch = [found[1] for line in lines if "pp:" in line and (found := _TORCH.match(line))]
     if aborted:
         # Only std::terminate prints this pair, and only a process that then aborts.
         pairs = pairwise(lines)
         torch += [found[1] for first, line in pairs if _TERMINATE in first and (found := _WHAT.match(line))]
     return {
-        Lane.KERNEL: [found[1] for line in lines + kernel if (found := _KERNEL.match(line))],
-        Lane.NCCL: [found[1] for line in lines + nccl if (found := _NCCL.match(line))],
+        Lane.KERNEL: [found[1] for line in lines + kernel if ": " in line and (found := _KERNEL.match(line))],
+        Lane.NCCL: [found[1] for line in lines + nccl if "NCCL WARN " in line and (found := _NCCL.match(line))],
         Lane.TORCH: torch,
     }
 

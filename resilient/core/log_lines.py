@@ -12,19 +12,23 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
+from resilient.core.traceback_text import shown
+
 _MOST_PREFIXES: Final = 4
 _SHARE: Final = 0.6
 _FEWEST: Final = 5
 
 # Each can be told from what a program prints by itself; a group is a rank.
 _SURE: Final = re.compile(
-    r"\[(?:rank|default) ?(\d{1,6})\]: ?"  # torch's excepthook; torchrun --tee
+    r"\[(?:rank|default) ?(\d{1,6})\]:? ?"  # torch's excepthook; torchrun --tee; resilient run
+    r"| {0,5}\d{1,5}: (?=\[rank\d{1,6}\]:)"  # srun --label in front of it, even if only once
     r"|\[\d{1,6},(\d{1,6})\]<std(?:out|err|diag)>: ?"  # mpirun --tag-output
     r"|\[pod/[\w./-]{1,300}\] "  # kubectl logs --prefix
     r"|\d{4}-\d\d-\d\dT[\d:.]{8,20}(?:Z|[+-]\d\d:?\d\d)?:? (?:std(?:out|err) [FP] )?"  # kubectl --timestamps, CRI
     r"|\((?:[\w.-]{1,80},? ){0,2}pid=\d{1,10}(?:, ip=[\d.]{7,15})?\) ?"  # Ray
     r"|\((?:raylet|autoscaler)(?:, ip=[\d.]{7,15})?\) "
     r"|[\w.-]{1,64} {0,20}\| "  # docker compose
+    r"|(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d [\d:]{8} \[?[\w./-]{1,80}:\d{1,6}\] ?"  # vLLM
 )
 # These look like ordinary words: they count only where most lines have them.
 _LABEL: Final = re.compile(r" {0,5}(\d{1,5}): ?")  # srun --label
@@ -39,6 +43,7 @@ def plain_lines(text: str) -> list[tuple[int | None, str]]:
     found: list[tuple[int | None, str]] = []
     for line in lines:
         rank, rest = _without_prefix(line, weak)
+        rest = shown(rest)
         pieces = _unescaped(rest) if _ESCAPED.search(rest) else [rest]
         found += [(rank, piece) for piece in pieces]
     return found

@@ -13,9 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from resilient.core.collectives import from_watchdog
 from resilient.core.evidence import UNNAMED, ErrorRecord, Evidence, RankEvidence
 from resilient.core.log_lines import plain_lines
-from resilient.core.traceback_text import LAUNCHERS, LINE_CHARS, TAIL_CHARS, Found, find_errors
+from resilient.core.traceback_text import LAUNCHERS, LINE_CHARS, TAIL_CHARS, Found, carries, find_errors
 
 LOG_CHARS: Final = 1024 * 1024
 _MOST_ERRORS: Final = 24
@@ -28,6 +29,7 @@ _CODE: Final = re.compile(r"^ {0,8}exitcode {1,8}: (-?\d{1,5}) ")
 _CLOSED: Final = re.compile(
     r"\bfailed \(exitcode: (-?\d{1,5})\)|exits with return code = (-?\d{1,5})\b"
     r"|process \d{1,6} terminated with (?:exit code (\d{1,5})|signal (SIG[A-Z\d]{2,10}))"
+    r"|^mpirun\S{0,8} noticed that process .{0,200} exited on signal (\d{1,2})\b"
 )
 _BY_TORCH: Final = re.compile(r"^\[?[^\n]{0,200}\[(?:PG[^\]\n]{0,120} )?Rank (\d{1,6})\] ")
 SIGNALS: Final[Mapping[str, int]] = {
@@ -84,12 +86,14 @@ def _printer(rank: int | None, line: str) -> int:
 def _workers(rank: int, lines: Sequence[str], ending: Ending, order: int) -> Iterator[RankEvidence]:
     """One worker for each error that this rank may have died of; one without an error where there is none."""
     tail = _tail(lines)
+    text = "\n".join(tail)
     whole = RankEvidence(
         rank=rank,
         exit_code=ending.code,
         signal=ending.signal,
         order=order,
-        stderr_tail="\n".join(tail),
+        stderr_tail=text,
+        collectives=from_watchdog(text) if rank != UNNAMED else (),
         stopped=rank != UNNAMED and _was_stopped(ending),
     )
     errors = _errors(find_errors(tail), len(tail))
@@ -103,7 +107,7 @@ def _workers(rank: int, lines: Sequence[str], ending: Ending, order: int) -> Ite
 
 def _errors(found: Sequence[Found], end: int) -> list[tuple[ErrorRecord, bool]]:
     """Every error once, with whether a long stretch of ordinary output comes after it."""
-    own = [error for error in found if _last_name(error.record) not in LAUNCHERS] or found[-1:]
+    own = [error for error in found if not _of_another(error.record)] or found[-1:]
     kept: dict[tuple[str, str, str | None], tuple[ErrorRecord, bool]] = {}
     outlived = False
     for error in reversed(own[-_MOST_ERRORS:]):
@@ -114,8 +118,9 @@ def _errors(found: Sequence[Found], end: int) -> list[tuple[ErrorRecord, bool]]:
     return list(reversed(kept.values()))
 
 
-def _last_name(record: ErrorRecord) -> str:
-    return record.type.rpartition(".")[2]
+def _of_another(record: ErrorRecord) -> bool:
+    """Whether it only says that another process failed."""
+    return record.type.rpartition(".")[2] in LAUNCHERS or all(map(carries, record.chain))
 
 
 def _tail(lines: Sequence[str]) -> list[str]:
@@ -137,7 +142,7 @@ def _endings(lines: Sequence[str]) -> Iterator[tuple[int, Ending]]:
             yield rank, _ending(int(found[1]))
             rank = None
         elif found := _CLOSED.search(line):
-            code = found[1] or found[2] or found[3]
+            code = found[1] or found[2] or found[3] or (f"-{found[5]}" if found[5] else "")
             yield UNNAMED, _ending(int(code)) if code else Ending(signal=SIGNALS.get(found[4] or ""))
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from resilient.core import edges, edges_opening, edges_preflight
+from resilient.core import edges, edges_opening, edges_preflight, edges_told
 from resilient.core import events as ev
 from resilient.core.edges import Step
 from resilient.core.edges_opening import begin
@@ -81,6 +81,7 @@ TRANSITIONS: Final[Mapping[Phase, Mapping[type, Edge]]] = {
             ev.Unusable,
             ev.GroupEnded,
             ev.Collected,
+            ev.LeaveExplained,
             ev.SaveSettled,
             ev.Recorded,
             ev.RecordFailed,
@@ -106,6 +107,7 @@ TRANSITIONS: Final[Mapping[Phase, Mapping[type, Edge]]] = {
             ev.Unusable,
             ev.GroupEnded,
             ev.Collected,
+            ev.LeaveExplained,
             ev.DeadlinePassed,
             ev.SaveSettled,
             ev.Recorded,
@@ -129,7 +131,7 @@ TRANSITIONS: Final[Mapping[Phase, Mapping[type, Edge]]] = {
             ev.DeadlinePassed: Edge(edges_opening.open_hung, (_P.STOPPING,)),
             ev.Broken: Edge(edges.broken, (_P.STOPPING,)),
         },
-        (ev.Examined, ev.GroupEnded, ev.Collected, ev.SaveSettled, ev.Recorded, ev.RecordFailed),
+        (ev.Examined, ev.GroupEnded, ev.Collected, ev.LeaveExplained, ev.SaveSettled, ev.Recorded, ev.RecordFailed),
         _P.RUNNING,
     ),
     _P.LEAVING: _row(
@@ -140,6 +142,7 @@ TRANSITIONS: Final[Mapping[Phase, Mapping[type, Edge]]] = {
             ev.WorkerEnded: Edge(edges.worker_left, (_P.LEAVING, _P.STOPPING)),
             ev.DeadlinePassed: Edge(edges.boundary_missed, (_P.STOPPING,)),
             ev.LeaveAsked: Edge(edges.asked_again, (_P.LEAVING, _P.STOPPING)),
+            ev.LeaveExplained: Edge(edges_told.leave_explained, (_P.LEAVING,)),
             ev.Opened: Edge(edges_opening.opened_quietly, (_P.LEAVING,)),
             ev.Broken: Edge(edges.broken, (_P.STOPPING,)),
         },
@@ -166,6 +169,7 @@ TRANSITIONS: Final[Mapping[Phase, Mapping[type, Edge]]] = {
             ev.WorkerEnded: Edge(edges.ended_late, (_P.STOPPING,)),
             ev.GroupEnded: Edge(edges.group_ended, (_P.JUDGING, _P.SETTLING, _P.ENDED)),
             ev.LeaveAsked: Edge(edges.asked_busy, (_P.STOPPING,)),
+            ev.LeaveExplained: Edge(edges_told.leave_explained, (_P.STOPPING,)),
             ev.Opened: Edge(edges_opening.opened_between, (_P.STOPPING,)),
             ev.Broken: Edge(edges.broken_last, (_P.ENDED,)),
         },
@@ -203,6 +207,7 @@ TRANSITIONS: Final[Mapping[Phase, Mapping[type, Edge]]] = {
             ev.HangFound,
             ev.Unusable,
             ev.GroupEnded,
+            ev.LeaveExplained,
             ev.DeadlinePassed,
             ev.SaveSettled,
             ev.Recorded,
@@ -230,6 +235,7 @@ TRANSITIONS: Final[Mapping[Phase, Mapping[type, Edge]]] = {
             ev.Unusable,
             ev.GroupEnded,
             ev.Collected,
+            ev.LeaveExplained,
             ev.SaveSettled,
             ev.Recorded,
             ev.RecordFailed,
@@ -242,6 +248,7 @@ TRANSITIONS: Final[Mapping[Phase, Mapping[type, Edge]]] = {
             ev.SaveSettled: Edge(edges.settled, (_P.RECORDING, _P.ENDED)),
             ev.DeadlinePassed: Edge(edges.settled_late, (_P.RECORDING, _P.ENDED)),
             ev.LeaveAsked: Edge(edges.asked_settling, (_P.SETTLING,)),
+            ev.LeaveExplained: Edge(edges_told.leave_explained, (_P.SETTLING,)),
             ev.Opened: Edge(edges_opening.opened_quietly, (_P.SETTLING,)),
             ev.Broken: Edge(edges.broken_last, (_P.ENDED,)),
         },
@@ -284,6 +291,7 @@ TRANSITIONS: Final[Mapping[Phase, Mapping[type, Edge]]] = {
             ev.Unusable,
             ev.GroupEnded,
             ev.Collected,
+            ev.LeaveExplained,
             ev.SaveSettled,
         ),
         _P.RECORDING,

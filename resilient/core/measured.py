@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from resilient.core.denied import Denial
+
 UNLIMITED: Final = -1
 """A limit that is not there."""
 
@@ -77,6 +79,23 @@ class StoreFacts:
     """By how much the store's clock is ahead of ours, beyond what the measurement leaves open."""
     state: int | None = None
     """Bytes in memory of one snapshot of all ranks, by the newest checkpoint."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DenyListFacts:
+    """A platform's deny list."""
+
+    url: str
+    """Without credentials."""
+    node: str | None = None
+    """This one, where it is known."""
+    entries: int = 0
+    unread: int = 0
+    """Lines that are no entries."""
+    denials: tuple[Denial, ...] = ()
+    """Of this node, and of devices: some of them may be elsewhere."""
+    why: str = ""
+    """Why it could not be read; empty where it was."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

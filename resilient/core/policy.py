@@ -9,32 +9,28 @@
 Pure: a verdict and the ledger in, a decision with its reason out. A fault starts
 on the rung that its cause deserves and climbs when it comes back without
 progress in between. A code verdict after the first step gets exactly one
-confirming restart, because a wrong one must not end a month of work.
+confirming restart, because a wrong one must not end a month of work: the same
+fingerprint at the same step or sample stops the job, or leaves the batch out
+where the user allows that, and anything else climbs like a guess.
 """
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
+from resilient.core.batch import Batch
 from resilient.core.causes import Action, Cause, Verdict
+from resilient.core.denied import Suspect
 from resilient.core.events import Debit
 from resilient.core.exit_codes import OBSERVED_FAILURE, ExitCode
+from resilient.core.grammar import going_on
+from resilient.core.on_code_fault import OnCodeFault
+from resilient.core.skipping import NOTHING_SKIPPED, Skipping, objection
+from resilient.core.usage import Usage
 
 LONGEST_BACKOFF_S: Final = 30.0
-
-
-class OnCodeFault(str, enum.Enum):
-    """What is done about a verdict that the same code would fail again."""
-
-    CONFIRM = "confirm"
-    """Stop before the first step; later restart once, and stop if it comes back at the same step."""
-    STOP = "stop"
-    """Stop at once."""
-    RESTART = "restart"
-    """Restart within the budgets, as for any other fault."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,13 +43,15 @@ class Terms:
     observe: bool = False
     node: str | None = None
     """The machine of this pod."""
+    pods: int = 1
+    """Of the run."""
     on_code_fault: OnCodeFault = OnCodeFault.CONFIRM
     max_restarts: int | None = None
     """Restarts in all that a submission may have; ``None``: only the budgets below bound them."""
     restarts_per_fingerprint: int = 3
     """In place, without progress in between."""
     second_looks: int = 1
-    """The same for a verdict that is only a guess."""
+    """The same for a verdict that is only a guess, and for one on the code, which it confirms or makes one."""
     restarts_between_commits: int = 20
     max_time_without_progress_s: float = 86400.0
     grace_s: float = 30.0
@@ -77,6 +75,8 @@ class Strike:
     fingerprint: str
     step: int
     count: int
+    batch: Batch | None = None
+    """The one that it struck last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +88,9 @@ class Ledger:
     highest_step: int = 0
     committed_step: int = 0
     strikes: tuple[Strike, ...] = ()
+    """Of this pod."""
+    earlier: tuple[Strike, ...] = ()
+    """Of the submission's earlier pods, by fault: they count for its budget."""
     restarts_since_commit: int = 0
     restarts: int = 0
     spent: frozenset[int] = frozenset()
@@ -96,51 +99,85 @@ class Ledger:
     """Devices held without a newly committed step, before ``held_since``."""
     held_since: float = 0.0
 
-    def count(self, fingerprint: str) -> int:
-        return sum(strike.count for strike in self.strikes if strike.fingerprint == fingerprint)
+    @property
+    def never_ran(self) -> bool:
+        """No step was ever made, as far as steps are known."""
+        return self.steps_known and self.highest_step == 0
 
-    def seen_at(self, fingerprint: str, step: int) -> bool:
-        return any(strike.fingerprint == fingerprint and strike.step == step for strike in self.strikes)
+    def count(self, fingerprint: str) -> int:
+        return sum(strike.count for strike in self.earlier + self.strikes if strike.fingerprint == fingerprint)
+
+    def count_at(self, fingerprint: str, step: int) -> int:
+        return sum(strike.count for strike in self.strikes if (strike.fingerprint, strike.step) == (fingerprint, step))
 
     def held(self, now: float) -> float:
         """Seconds for which devices have been held without a newly committed step."""
         return self.held_s + max(0.0, now - self.held_since)
 
+    def usage(self, now: float) -> Usage:
+        """What whoever comes next has to go on from."""
+        return Usage(held_s=self.held(now), restarts=self.restarts, restarts_since_commit=self.restarts_since_commit)
+
     def advanced(self, step: int) -> Ledger:
         """A step that nobody had completed: faults before it are cured."""
-        return replace(self, highest_step=step, strikes=(), spent=frozenset())
+        return replace(self, highest_step=step, strikes=(), earlier=(), spent=frozenset())
 
     def committed(self, step: int, now: float) -> Ledger:
         return replace(self, committed_step=step, restarts_since_commit=0, held_s=0.0, held_since=now)
 
-    def struck(self, fingerprint: str, step: int) -> Ledger:
+    def strike(self, fingerprint: str, step: int, batch: Batch | None = None) -> Strike:
+        """This fault, once more."""
+        count = self.count_at(fingerprint, step) + 1
+        return Strike(fingerprint=fingerprint, step=step, count=count, batch=batch)
+
+    def struck(self, fingerprint: str, step: int, batch: Batch | None = None) -> Ledger:
         """One more restart for this fault."""
         others = tuple(s for s in self.strikes if (s.fingerprint, s.step) != (fingerprint, step))
-        here = sum(s.count for s in self.strikes if (s.fingerprint, s.step) == (fingerprint, step))
         return replace(
             self,
-            strikes=(*others, Strike(fingerprint=fingerprint, step=step, count=here + 1)),
+            strikes=(*others, self.strike(fingerprint, step, batch)),
+            restarts_since_commit=self.restarts_since_commit + 1,
+            restarts=self.restarts + 1,
+        )
+
+    def skipped(self, fingerprint: str) -> Ledger:
+        """One more restart, without the batch that this fault came of: should it come again, it is another's."""
+        return replace(
+            self,
+            strikes=tuple(strike for strike in self.strikes if strike.fingerprint != fingerprint),
+            earlier=tuple(strike for strike in self.earlier if strike.fingerprint != fingerprint),
             restarts_since_commit=self.restarts_since_commit + 1,
             restarts=self.restarts + 1,
         )
 
 
-def opening_ledger(
-    ledger: Ledger, *, committed_step: int, held_s: float, debits: Iterable[Debit], now: float
-) -> Ledger:
+def opening_ledger(ledger: Ledger, *, committed_step: int, usage: Usage, debits: Iterable[Debit], now: float) -> Ledger:
     """The ledger of a supervisor that has just read what the store knows of its submission."""
     # Steps done again after an earlier exit are no progress: the highest one of the run stands in its debits.
     known = tuple(debits)
     highest_step = max([committed_step, ledger.highest_step, *(debit.step for debit in known)])
-    since = [debit for debit in known if debit.step >= highest_step]
+    since = [debit for debit in known if debit.step >= highest_step and not debit.forgiven]
     return replace(
         ledger,
         steps_known=ledger.steps_known or committed_step > 0,
         highest_step=highest_step,
         committed_step=committed_step,
         spent=frozenset(debit.code for debit in since),
-        held_s=held_s,
+        earlier=_strikes(since, ledger),
+        # A start without the store has counted from the exits that its journal holds: some may be the same.
+        restarts=max(ledger.restarts, usage.restarts),
+        restarts_since_commit=max(ledger.restarts_since_commit, usage.restarts_since_commit),
+        held_s=usage.held_s,
         held_since=now,
+    )
+
+
+def _strikes(since: Iterable[Debit], ledger: Ledger) -> tuple[Strike, ...]:
+    """The restarts in place that earlier pods have spent on a fault: a new pod gets no new ones for it."""
+    newest = {debit.fingerprint: debit for debit in since if debit.strikes and not ledger.count(debit.fingerprint)}
+    return tuple(
+        Strike(fingerprint=name, step=debit.fault_step or 0, count=debit.strikes, batch=debit.batch)
+        for name, debit in newest.items()
     )
 
 
@@ -152,14 +189,26 @@ class Decision:
     why: str
     do: str
     delay_s: float = 0.0
+    skip: Batch | None = None
+    """Left out from then on."""
+    fault: Strike | None = None
+    """The fault that ends it, where one does."""
+    suspect: Suspect | None = None
+    """What is kept off from now on."""
 
 
-def decide(verdict: Verdict, ledger: Ledger, terms: Terms, now: float) -> Decision:
+def decide(
+    verdict: Verdict, ledger: Ledger, terms: Terms, now: float, skipping: Skipping = NOTHING_SKIPPED
+) -> Decision:
     """The cheapest action that can cure the fault and is not spent."""
     if terms.observe:
         return _as_torchrun(verdict, ledger, terms)
+    # Before the first step ever it is the code that is wrong, whichever batch comes first.
+    objected = objection(verdict, skipping) if _came_back(verdict, ledger) and not ledger.never_ran else ""
+    if objected is None:
+        return too_long(ledger, terms, now) or _skip(verdict, ledger, terms, skipping)
     if verdict.action is Action.STOP and not verdict.device_grade:
-        return _stop(verdict, ledger, terms, now)
+        return _stop(verdict, ledger, terms, now, objected)
     late = too_long(ledger, terms, now)
     if late is not None:
         return late
@@ -188,6 +237,23 @@ def stop_code(verdict: Verdict) -> ExitCode:
     return ExitCode.CONFIG_FAULT if verdict.cause is Cause.CONFIG_OR_ENVIRONMENT else ExitCode.CODE_FAULT
 
 
+def left(by: str, ledger: Ledger, terms: Terms, *, durable_step: int, reached: int) -> Decision:
+    """How a job that was asked to leave has left, and from where a start would go on."""
+    saved = f"step {durable_step} is saved" if durable_step else "nothing was saved"
+    if not ledger.steps_known:
+        where = "no step of it is known"
+        do = "started again it begins anew, unless its script keeps checkpoints, its own or by resilient.Run"
+    else:
+        where = f"step {reached} was reached"
+        do = f"the run {'goes on from there' if durable_step else 'begins anew'} when it is started again"
+    code: int = ExitCode.PREEMPTED_UNSAVED
+    if terms.observe:
+        code = OBSERVED_FAILURE
+    elif ledger.steps_known and durable_step > 0 and durable_step >= reached:
+        code = ExitCode.PREEMPTED_SAVED
+    return Decision(code=code, why=f"asked to leave by {by}; {saved}, {where}", do=do)
+
+
 def _as_torchrun(verdict: Verdict, ledger: Ledger, terms: Terms) -> Decision:
     if ledger.restarts < (terms.max_restarts or 0):
         return Decision(code=None, why=verdict.why, do="restart all workers, as torchrun would (--observe)")
@@ -202,25 +268,52 @@ def _leave_node(verdict: Verdict) -> Decision:
     )
 
 
-def _stop(verdict: Verdict, ledger: Ledger, terms: Terms, now: float) -> Decision:
-    step = verdict.step or 0
-    never_ran = ledger.steps_known and ledger.highest_step == 0
-    again = ledger.seen_at(verdict.fingerprint, step) or (
-        not ledger.steps_known and ledger.count(verdict.fingerprint) > 0
-    )
-    at_once = terms.on_code_fault is OnCodeFault.STOP or never_ran or again
+def _came_back(verdict: Verdict, ledger: Ledger) -> bool:
+    """The same fault at the same step or sample."""
+    return verdict.confirmed or ledger.count_at(verdict.fingerprint, verdict.step or 0) > 0
+
+
+def _stop(verdict: Verdict, ledger: Ledger, terms: Terms, now: float, objected: str) -> Decision:
+    """``objected``: why the batch was not left out instead."""
+    again = _came_back(verdict, ledger) or (not ledger.steps_known and ledger.count(verdict.fingerprint) > 0)
+    at_once = terms.on_code_fault is OnCodeFault.STOP or ledger.never_ran or again
     if verdict.ruled or (at_once and terms.on_code_fault is not OnCodeFault.RESTART):
-        seen = " (twice, at the same point)" if again else ""
-        return Decision(code=stop_code(verdict), why=verdict.why + seen, do="correct it and submit the job again")
+        seen = " (twice, at the same point)" if again and not verdict.confirmed else ""
+        where = f", in {verdict.batch}" if verdict.batch else ""
+        more = seen + where + (f", and {objected}" if objected else "")
+        why = f"{going_on(verdict.why)}{more}" if more else verdict.why
+        return Decision(code=stop_code(verdict), why=why, do="correct it and submit the job again")
     return too_long(ledger, terms, now) or _restart(verdict, ledger, terms)
 
 
-def _restart(verdict: Verdict, ledger: Ledger, terms: Terms) -> Decision:
-    count = ledger.count(verdict.fingerprint)
-    looks = terms.second_looks if verdict.action is Action.INVESTIGATE else terms.restarts_per_fingerprint
+def _skip(verdict: Verdict, ledger: Ledger, terms: Terms, skipping: Skipping) -> Decision:
+    """It is a restart in place like any other, and comes out of the same budgets."""
+    batch = verdict.batch
+    assert batch is not None, "nothing is left out without being known"
+    if (spent := _no_restart_left(verdict, ledger, terms)) is not None:
+        return spent
+    used = f"{skipping.count + batch.count} of {skipping.allowed}"
+    how = "" if batch.exact else ", once it has been fetched"
+    return Decision(
+        code=None,
+        why=f"{going_on(verdict.why)}, in {batch}, which is left out by all ranks{how} (skip_bad_batches: {used})",
+        do="restart all workers in place without it",
+        skip=batch,
+    )
+
+
+def _no_restart_left(verdict: Verdict, ledger: Ledger, terms: Terms) -> Decision | None:
+    """What is done where no restart in place is left to any fault."""
     if terms.max_restarts is not None and ledger.restarts >= terms.max_restarts:
         return _spent(verdict, f"the {terms.max_restarts} restarts of --max-restarts are spent")
-    if count >= looks or ledger.restarts_since_commit >= terms.restarts_between_commits:
+    return _climb(verdict, ledger, terms) if ledger.restarts_since_commit >= terms.restarts_between_commits else None
+
+
+def _restart(verdict: Verdict, ledger: Ledger, terms: Terms) -> Decision:
+    if (spent := _no_restart_left(verdict, ledger, terms)) is not None:
+        return spent
+    count = ledger.count(verdict.fingerprint)
+    if count >= _looks(verdict, terms):
         return _climb(verdict, ledger, terms)
     confirming = " to see whether it comes back at the same step" if verdict.action is Action.STOP else ""
     return Decision(
@@ -231,17 +324,25 @@ def _restart(verdict: Verdict, ledger: Ledger, terms: Terms) -> Decision:
     )
 
 
+def _looks(verdict: Verdict, terms: Terms) -> int:
+    """Restarts in place that one fault may have without progress. Where one on the code comes back elsewhere than it
+    was, the restart that was to confirm it has made a guess of it, and a guess gets no more than that one."""
+    guess = verdict.action is Action.INVESTIGATE
+    to_confirm = verdict.action is Action.STOP and terms.on_code_fault is not OnCodeFault.RESTART
+    return terms.second_looks if guess or to_confirm else terms.restarts_per_fingerprint
+
+
 def _climb(verdict: Verdict, ledger: Ledger, terms: Terms) -> Decision:
     if terms.in_kubernetes and ExitCode.RESTART not in ledger.spent and ExitCode.RESCHEDULE not in ledger.spent:
         return Decision(
             code=ExitCode.RESTART,
-            why=f"{verdict.why}; restarts in place did not cure it",
+            why=f"{going_on(verdict.why)}; restarts in place did not cure it",
             do="a fresh container is tried next",
         )
     if terms.in_kubernetes and ExitCode.RESCHEDULE not in ledger.spent:
         return Decision(
             code=ExitCode.RESCHEDULE,
-            why=f"{verdict.why}; neither restarts nor a fresh container cured it",
+            why=f"{going_on(verdict.why)}; neither restarts nor a fresh container cured it",
             do="another node is tried next",
         )
     return _spent(verdict, "every cheaper action was tried without progress")
@@ -250,6 +351,6 @@ def _climb(verdict: Verdict, ledger: Ledger, terms: Terms) -> Decision:
 def _spent(verdict: Verdict, what: str) -> Decision:
     return Decision(
         code=ExitCode.BUDGET_SPENT,
-        why=f"{verdict.why}; {what}",
+        why=f"{going_on(verdict.why)}; {what}",
         do="find the cause before submitting the job again; a new submission starts with full budgets",
     )

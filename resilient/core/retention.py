@@ -83,8 +83,8 @@ def prunable(
     """Names of the checkpoints that may be deleted, the oldest first.
 
     The rules count committed checkpoints that are not known to be damaged; at least one
-    stays, whatever they say. What is ``in_use`` (being read, or the one from which
-    the present attempt began while it has saved nothing itself) stays beside these.
+    stays, whatever they say. What is ``in_use`` (the one from which the present attempt
+    began, while it has saved nothing itself) stays beside these.
     A damaged one goes only when a good one newer than it exists: it may be all there is.
     """
     order = restore_order(checkpoints)

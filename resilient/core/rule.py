@@ -8,6 +8,7 @@ condition gives the words that met it (possibly ``""``), or ``None``.
 from __future__ import annotations
 
 import enum
+import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ class Family(str, enum.Enum):
     RULING = "ruling"
     USER = "user"
     DRIVER = "driver"
+    KUBELET = "kubelet"
     CUDA = "cuda"
     COMMUNICATION = "communication"
     STORAGE = "storage"
@@ -76,7 +78,7 @@ class Raised:
         """Give the first line of the message that met the condition."""
         links = symptoms.chain if self.anywhere else symptoms.head
         for link in links:
-            if self.names and not self.names & _names(link):
+            if self.names and not self.names & _names(link.type, link.bases):
                 continue
             if self.pattern is None:
                 return _first_line(link.message)
@@ -86,15 +88,31 @@ class Raised:
 
 
 @dataclass(frozen=True, slots=True)
+class RaisedBy:
+    """The worker died of an exception type of one of these packages, whatever it is called."""
+
+    packages: tuple[str, ...]
+
+    def __call__(self, symptoms: Symptoms) -> str | None:
+        """Give the first line of the message."""
+        link = next(iter(symptoms.head), None)
+        return _first_line(link.message) if link and link.type.startswith(self.packages) else None
+
+
+@dataclass(frozen=True, slots=True)
 class Printed:
     """A line of a known printer was on stderr; free text never is one."""
 
     lane: Lane
     pattern: re.Pattern[str]
+    words: tuple[str, ...] = ()
+    """One of these is in all that fits, where some are given. To look for words costs a hundredth of a pattern."""
 
     def __call__(self, symptoms: Symptoms) -> str | None:
         """Give the line."""
         text = symptoms.lanes[self.lane]
+        if not text or (self.words and not any(word in text for word in self.words)):
+            return None
         found = self.pattern.search(text)
         return _line_around(text, found.start()) if found else None
 
@@ -130,8 +148,13 @@ class AllOf:
 
     def __call__(self, symptoms: Symptoms) -> str | None:
         """Give the first words that any part has to quote."""
-        seen = [part(symptoms) for part in self.parts]
-        return None if None in seen else next((words for words in seen if words), "")
+        quoted = ""
+        for part in self.parts:
+            seen = part(symptoms)
+            if seen is None:
+                return None
+            quoted = quoted or seen
+        return quoted
 
 
 def raised(*names: str, text: str | None = None) -> Raised:
@@ -144,9 +167,14 @@ def raised_anywhere(*names: str, text: str | None = None) -> Raised:
     return Raised(frozenset(names), re.compile(text, re.MULTILINE) if text else None, anywhere=True)
 
 
-def printed(lane: Lane, text: str) -> Printed:
-    """State that a line of this printer fits."""
-    return Printed(lane, re.compile(text, re.MULTILINE))
+def raised_by(*packages: str) -> RaisedBy:
+    """State that the exception the worker died of is of a type that one of these packages defines."""
+    return RaisedBy(tuple(f"{package}." for package in packages))
+
+
+def printed(lane: Lane, text: str, *words: str) -> Printed:
+    """State that a line of this printer fits, which has one of the words in it."""
+    return Printed(lane, re.compile(text, re.MULTILINE), words)
 
 
 def stated(text: str, *names: str) -> Condition:
@@ -169,11 +197,11 @@ _TORCH_BASES: Final = {
 }
 
 
-def _names(link: ErrorLink) -> frozenset[str]:
-    """Every name a link goes by; modules move between versions, so the last part counts."""
-    last = link.type.rpartition(".")[2]
-    bases = (base.rpartition(".")[2] for base in link.bases)
-    return frozenset((last, *bases, *_TORCH_BASES.get(last, ())))
+@functools.lru_cache(maxsize=256)
+def _names(type_: str, bases: tuple[str, ...]) -> frozenset[str]:
+    """Every name an exception goes by; modules move between versions, so the last part counts."""
+    last = type_.rpartition(".")[2]
+    return frozenset((last, *(base.rpartition(".")[2] for base in bases), *_TORCH_BASES.get(last, ())))
 
 
 def _first_line(text: str) -> str:
@@ -197,6 +225,36 @@ def left_behind(*lines: str, code: int | None = None, signal: int | None = None)
     return Evidence(ranks=(RankEvidence(rank=0, exit_code=code, signal=signal, order=0, stderr_tail=text),))
 
 
+def row(
+    name: str,
+    cause: Cause,
+    action: Action,
+    why: str,
+    when: Condition,
+    example: Evidence,
+    source: str,
+    *,
+    family: Family,
+    role: Role = Role.CULPRIT,
+    confidence: Confidence = Confidence.HIGH,
+    device_grade: bool = False,
+) -> Rule:
+    """Make a rule of its cells, in the order in which the tables write them."""
+    return Rule(
+        id=name,
+        family=family,
+        cause=cause,
+        action=action,
+        role=role,
+        confidence=confidence,
+        when=when,
+        why=why,
+        source=source,
+        example=example,
+        device_grade=device_grade,
+    )
+
+
 def exception_rule(
     name: str,
     cause: Cause,
@@ -208,18 +266,9 @@ def exception_rule(
     confidence: Confidence = Confidence.HIGH,
 ) -> Rule:
     """Make a rule about an exception; its sentence goes on with the place and the message."""
-    storage = cause is Cause.STORAGE
-    return Rule(
-        id=name,
-        family=Family.STORAGE if storage else Family.EXCEPTION,
-        cause=cause,
-        action=action,
-        confidence=confidence,
-        when=when,
-        why=why + "{where}: {seen}",
-        source=source,
-        example=died_of(*example) if isinstance(example, tuple) else example,
-    )
+    family = Family.STORAGE if cause is Cause.STORAGE else Family.EXCEPTION
+    shown = died_of(*example) if isinstance(example, tuple) else example
+    return row(name, cause, action, why + "{where}: {seen}", when, shown, source, family=family, confidence=confidence)
 
 
 def log_rule(
@@ -236,17 +285,19 @@ def log_rule(
     role: Role = Role.CULPRIT,
 ) -> Rule:
     """Make a rule about lines of a log; its sentence goes on with the line."""
-    return Rule(
-        id=name,
+    holds = printed(Lane.LOG, when) if isinstance(when, str) else when
+    shown = logged(*example.split("\n"))
+    return row(
+        name,
+        cause,
+        action,
+        why + "{where}: {seen}",
+        holds,
+        shown,
+        source,
         family=family,
-        cause=cause,
-        action=action,
         role=role,
         confidence=confidence,
-        when=printed(Lane.LOG, when) if isinstance(when, str) else when,
-        why=why + "{where}: {seen}",
-        source=source,
-        example=logged(*example.split("\n")),
     )
 
 

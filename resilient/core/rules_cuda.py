@@ -41,6 +41,16 @@ _BEFORE: Final = (
 )
 
 
+# "CUDA error recovery is enabled" reports none.
+_REPORTED: Final = (
+    r"\b(?:CUDA|Cuda|cuda) (?:runtime |driver |kernel |API )?(?:[Ee]rror|ERROR|[Ff]ailure|failed)"
+    r"(?:\s{0,2}(?:[:=(\[,'\"#]|\d|$)"
+    r"|\s(?:at|code|detected|during|encountered|from|has|in|number|occurred|on|returned|to|was|when|while|with)\b)"
+    r"|\bCUDA_ERROR_[A-Z]|\bcudaError[A-Z]|\bTHCudaCheck FAIL |\bGPUassert\b|\bcudaMalloc\w{0,20} failed\b"
+    r"|^uncorrectable ECC error|\billegal memory access\b|\blaunch failure\b|\bside assert\b|\bno kernel image\b"
+)
+
+
 def _cuda_said(*strings: str, names: str = "") -> Condition:
     """State that CUDA reported one of these, in a form that only torch or NCCL print; in a log in any form."""
     pattern = _BEFORE + "(?:" + "|".join(strings) + ")"
@@ -51,7 +61,7 @@ def _cuda_said(*strings: str, names: str = "") -> Condition:
             raised_anywhere(*_TYPES, text=pattern),
             printed(Lane.TORCH, pattern),
             printed(Lane.NCCL, pattern),
-            printed(Lane.CUDA, "(?:" + ("|".join(strings) or ".") + ")" + code),
+            printed(Lane.CUDA, ("(?:" + "|".join(strings) + ")" + code) if strings else _REPORTED),
         )
     )
 
@@ -66,14 +76,17 @@ def _cuda(
     said: str = "",
     confidence: Confidence = Confidence.HIGH,
     device_grade: bool = False,
+    of_anybody: bool = False,
 ) -> Rule:
+    """``of_anybody``: nothing but CUDA has such words, and they blame no device, so anybody may pass them on."""
+    when = _cuda_said(*strings, names=names)
     return Rule(
         id=f"cuda-{name}",
         family=Family.CUDA,
         cause=cause,
         action=action,
         confidence=confidence,
-        when=_cuda_said(*strings, names=names),
+        when=AnyOf((when, stated("|".join(strings)))) if of_anybody else when,
         why=f"{why} on rank {{rank}}{{where}}: {{seen}}",
         source=CUDA,
         example=died_of("torch.AcceleratorError", f"CUDA error: {said or strings[0]}\nCompile with TORCH_USE_CUDA_DSA"),
@@ -94,7 +107,7 @@ _LATER: Final = Evidence(ranks=(died_of("RuntimeError", "No CUDA GPUs are availa
 
 _OTHER: Final = AnyOf(
     (
-        _cuda_said(""),
+        _cuda_said(),
         raised_anywhere(
             "RuntimeError",
             text=r"\bCU(?:BLAS|DNN|FFT|SPARSE|SOLVER)_STATUS_|cuDNN error: |^CUDA unknown error|ncclUnhandledCudaError"
@@ -103,7 +116,7 @@ _OTHER: Final = AnyOf(
         printed(Lane.LOG, r"\bCU(?:BLAS|DNN|FFT|SPARSE|SOLVER)_STATUS_|ncclUnhandledCudaError"),
     )
 )
-_STATUS: Final = r"\bCU(?:BLAS|DNN|FFT|SPARSE|SOLVER)_STATUS_(?!EXECUTION_FAILED|SUCCESS)[A-Z]"
+_STATUS: Final = r"\bCU(?:BLAS|DNN|FFT|SPARSE|SOLVER)_STATUS_(?!EXECUTION_FAILED|MAPPING_ERROR|SUCCESS)[A-Z]"
 # What assert() prints inside of a kernel. The error that comes up afterwards is whatever call was next.
 _KERNEL_ASSERT: Final = r"^\S{1,400}\.cuh?:\d+: .{0,400}: block: \[\d+,\d+,\d+\], thread: \[\d+,\d+,\d+\] Assertion "
 _KERNEL_ASSERTED: Final = (
@@ -214,7 +227,7 @@ CUDA_RULES: Final = (
         family=Family.CUDA,
         cause=Cause.USER_CODE,
         action=Action.STOP,
-        when=AllOf((printed(Lane.STDERR, _KERNEL_ASSERT), _OTHER)),
+        when=AllOf((printed(Lane.STDERR, _KERNEL_ASSERT, ": block: ["), _OTHER)),
         why="an assertion inside a kernel failed on rank {rank} (an index or label out of range){where}: {seen}",
         source=TORCH_CUDA,
         example=left_behind(*_KERNEL_ASSERTED, code=1),
@@ -231,6 +244,7 @@ CUDA_RULES: Final = (
         "the provided PTX was compiled with an unsupported toolchain",
         "Loader version is insufficient",
         names="Insufficient_Driver|Stub_Library|System_Driver_Mismatch|Compat_Not_Supported_On_Device|Unsupported_Ptx_Version",
+        of_anybody=True,
     ),
     _cuda(
         "build",
@@ -242,6 +256,7 @@ CUDA_RULES: Final = (
         "a PTX JIT compilation failed",
         "PTX JIT compil",
         names="No_Binary_For_Gpu|No_Kernel_Image_For_Device|Invalid_Ptx",
+        of_anybody=True,
     ),
     Rule(
         id="cuda-not-there",
@@ -251,12 +266,9 @@ CUDA_RULES: Final = (
         confidence=Confidence.MEDIUM,
         when=AnyOf(
             (
-                raised(
-                    "RuntimeError",
-                    text=r"^Found no NVIDIA driver on your system|^The NVIDIA driver on your system is too old",
-                ),
+                raised(text=r"Found no NVIDIA driver on your system|The NVIDIA driver on your system is too old"),
                 raised("AssertionError", text=r"^Torch not compiled with CUDA enabled"),
-                raised(text=r"^ProcessGroupNCCL is only supported with GPUs"),
+                raised(text=r"^ProcessGroupNCCL is only supported with GPUs|device >= 0 && device < num_gpus"),
             )
         ),
         why="CUDA cannot be used on rank {rank}: {seen}",
@@ -347,8 +359,10 @@ CUDA_RULES: Final = (
         "too many blocks in cooperative launch",
         "tensor memory not completely freed",
         "operation not permitted when stream is capturing",
+        "operation not supported$",
+        "invalid resource handle",
         confidence=Confidence.MEDIUM,
-        names="Invalid_Value|Invalid_Configuration|Launch_Out_Of_Resources",
+        names="Invalid_Value|Invalid_Configuration|Invalid_(?:Resource_)?Handle|Launch_Out_Of_Resources",
     ),
     _cuda(
         "ordinal",

@@ -23,10 +23,14 @@ class CutOff:
     """A log whose last traceback has lost its last line, and the file that it stood in."""
 
     pattern: re.Pattern[str]
+    carrier: str | None = None
+    """The only exception that is left: it carries others, and what is cut off is their tracebacks."""
 
     def __call__(self, symptoms: Symptoms) -> str | None:
         """Give the path of the innermost frame that is left."""
-        frames = _FRAME.findall(symptoms.lanes[Lane.LOG]) if not symptoms.chain else []
+        names = {link.type.rpartition(".")[2] for link in symptoms.chain}
+        cut_off = names == ({self.carrier} if self.carrier else set())
+        frames = _FRAME.findall(symptoms.lanes[Lane.LOG]) if cut_off else []
         return frames[-1] if frames and self.pattern.search(frames[-1]) else None
 
 

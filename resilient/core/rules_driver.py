@@ -10,16 +10,11 @@ from __future__ import annotations
 from typing import Final
 
 from resilient.core.causes import Action, Cause, Confidence
-from resilient.core.device_conditions import reported
+from resilient.core.device_conditions import happened, reported
+from resilient.core.devices import RESET_EVENT, Device, DeviceEvent, DeviceEvidence
+from resilient.core.evidence import Evidence, RankEvidence
 from resilient.core.lanes import Lane
-from resilient.core.rule import (
-    AnyOf,
-    Family,
-    Role,
-    Rule,
-    left_behind,
-    printed,
-)
+from resilient.core.rule import AnyOf, Family, Role, Rule, left_behind, printed, row
 
 XID: Final = "https://docs.nvidia.com/deploy/xid-errors/"
 FABRIC: Final = "https://docs.nvidia.com/datacenter/tesla/fabric-manager-user-guide/"
@@ -71,25 +66,19 @@ def _xid(
 
 
 def _kernel(
-    name: str,
-    cause: Cause,
-    why: str,
-    text: str,
-    example: str,
-    source: str,
-    confidence: Confidence = Confidence.HIGH,
+    name: str, why: str, text: str, example: str, source: str, confidence: Confidence = Confidence.HIGH
 ) -> Rule:
     """Make the rule for a line of the kernel log that names broken hardware."""
-    return Rule(
-        id=name,
+    return row(
+        name,
+        Cause.DEVICE_FAULT,
+        Action.RESCHEDULE,
+        f"the kernel of rank {{rank}}'s node {why}: {{seen}}",
+        printed(Lane.KERNEL, text),
+        left_behind(example, code=1),
+        source,
         family=Family.DRIVER,
-        cause=cause,
-        action=Action.RESCHEDULE,
         confidence=confidence,
-        when=printed(Lane.KERNEL, text),
-        why=f"the kernel of rank {{rank}}'s node {why}: {{seen}}",
-        source=source,
-        example=left_behind(example, code=1),
         device_grade=True,
     )
 
@@ -103,7 +92,7 @@ DRIVER_RULES: Final = (
         family=Family.DRIVER,
         cause=Cause.DEVICE_FAULT,
         action=Action.RESCHEDULE,
-        when=printed(Lane.KERNEL, r"^NVRM: .{0,200}GPU (?:has fallen off the bus|is lost)"),
+        when=printed(Lane.KERNEL, r"^NVRM: .{0,200}(?:fallen off the bus|GPU is lost)"),
         why="the driver of rank {rank}'s node lost a GPU: {seen}",
         source=XID,
         example=left_behind("NVRM: GPU 0000:18:00.0: GPU has fallen off the bus.", code=1),
@@ -157,7 +146,6 @@ DRIVER_RULES: Final = (
     ),
     _kernel(
         "driver-init",
-        Cause.DEVICE_FAULT,
         "could not start one of its GPUs",
         r"^NVRM: .{0,80}(?:RmInitAdapter failed|rm_init_adapter failed)",
         "NVRM: GPU 0000:0a:00.0: RmInitAdapter failed! (0x24:0x72:1568)",
@@ -166,7 +154,6 @@ DRIVER_RULES: Final = (
     ),
     _kernel(
         "driver-reset-required",
-        Cause.DEVICE_FAULT,
         "wants a GPU to be reset",
         r"^NVRM: .{0,200}NV_ERR_RESET_REQUIRED",
         "NVRM: nvAssertOkFailedNoLog: Assertion failed: Reset required [NV_ERR_RESET_REQUIRED] (0x00000062)",
@@ -174,7 +161,6 @@ DRIVER_RULES: Final = (
     ),
     _kernel(
         "amdgpu-uncorrectable",
-        Cause.DEVICE_FAULT,
         "found an error of the hardware that it could not correct",
         r"^amdgpu .{0,200}uncorrectable (?:hardware )?error|^amdgpu .{0,120}\bRAS\b.{0,80}uncorrectable",
         "amdgpu 0000:e3:00.0: amdgpu: uncorrectable hardware error(ERREVENT_ATHUB_INTERRUPT) detected!",
@@ -182,7 +168,6 @@ DRIVER_RULES: Final = (
     ),
     _kernel(
         "pcie-fatal",
-        Cause.DEVICE_FAULT,
         "saw a fatal error of a PCIe device",
         r"^pcieport .{0,120}Uncorrect(?:ed|able) \(Fatal\)|^pcieport .{0,80}Surprise Down",
         "pcieport 0000:00:02.0: PCIe Bus Error: severity=Uncorrected (Fatal), type=Transaction Layer",
@@ -191,11 +176,17 @@ DRIVER_RULES: Final = (
     ),
     _kernel(
         "machine-check",
-        Cause.DEVICE_FAULT,
         "saw a machine check that could not be corrected",
         r"^mce: \[Hardware Error\].{0,120}(?:Machine Check Exception|[Uu]ncorrected)",
         "mce: [Hardware Error]: CPU 12: Machine Check Exception: 5 Bank 7: be00000000800400",
         "https://docs.kernel.org/arch/x86/x86_64/machinecheck.html",
+    ),
+    _kernel(
+        "host-memory-broken",
+        "found an error of its memory that ECC could not correct",
+        r"^EDAC MC\d+: \d+ UE ",
+        "EDAC MC0: 1 UE memory read error on CPU_SrcID#0_MC#0_Chan#1_DIMM#0",
+        "https://docs.kernel.org/driver-api/edac.html",
     ),
     _xid(
         "ecc-contained",
@@ -204,6 +195,10 @@ DRIVER_RULES: Final = (
         action=Action.RESTART_IN_PLACE,
         device_grade=False,
     ),
+)
+
+_RESET: Final = DeviceEvidence(
+    device=Device(index=0, bus="0000:e3:00.0"), events=(DeviceEvent(index=0, kind=RESET_EVENT, monotonic_s=1.0),)
 )
 
 LATE_DRIVER_RULES: Final = (
@@ -215,6 +210,17 @@ LATE_DRIVER_RULES: Final = (
         action=Action.INVESTIGATE,
         confidence=Confidence.LOW,
         device_grade=False,
+    ),
+    Rule(
+        id="device-reset",
+        family=Family.DRIVER,
+        cause=Cause.AMBIGUOUS,
+        action=Action.INVESTIGATE,
+        confidence=Confidence.LOW,
+        when=happened(RESET_EVENT, "it was reset"),
+        why="the driver reset the GPU of rank {rank}, after a hang or a fault of the board or of a program: {seen}",
+        source="https://rocm.docs.amd.com/projects/amdsmi/en/latest/reference/amdsmi-py-api.html",
+        example=Evidence(ranks=(RankEvidence(rank=0, exit_code=1, order=0, devices=(_RESET,)),)),
     ),
     _xid(
         "either",

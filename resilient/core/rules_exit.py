@@ -6,13 +6,14 @@ Only rows. An exit code alone decides nothing but that a command cannot be run o
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 from resilient.core.causes import Action, Cause, Confidence
 from resilient.core.evidence import Evidence, Hang, Place, RankEvidence
 from resilient.core.lanes import Lane
-from resilient.core.rule import AllOf, Condition, Ended, Family, left_behind, printed
-from resilient.core.rules_host import SIGNALS, host_rule
+from resilient.core.rule import AllOf, AnyOf, Condition, Ended, Family, kept_log, left_behind, printed, row
+from resilient.core.rules_host import SIGNALS
 from resilient.core.symptoms import Symptoms
 
 SHELL: Final = "https://pubs.opengroup.org/onlinepubs/9799919799/utilities/V3_chap02.html"
@@ -23,9 +24,12 @@ _SETUP: Final = (Cause.CONFIG_OR_ENVIRONMENT, Action.STOP)
 _UNCLEAR: Final = (Cause.AMBIGUOUS, Action.INVESTIGATE)
 _HUNG: Final = (Cause.HANG_OR_COLLECTIVE_TIMEOUT, Action.INVESTIGATE)
 
+_hang = partial(row, family=Family.HANG, confidence=Confidence.MEDIUM)
+_exit = partial(row, family=Family.EXIT, confidence=Confidence.LOW)
+
 
 def _no_step_yet(symptoms: Symptoms) -> str | None:
-    return "" if symptoms.rank.step in (None, 0) and not symptoms.chain else None
+    return "" if symptoms.rank.step in (None, 0) and not symptoms.raised else None
 
 
 def _nonzero(symptoms: Symptoms) -> str | None:
@@ -54,47 +58,42 @@ def _hang_example(place: Place) -> Evidence:
 
 
 HANG_RULES: Final = (
-    host_rule(
+    _hang(
         "hang-in-step",
         *_HUNG,
         "rank {rank} stood still{where} for {silent_s:.0f} s, where {bound_s:.0f} s are allowed",
         _hung(Place.STEP),
         _hang_example(Place.STEP),
         HANG,
-        confidence=Confidence.MEDIUM,
-        family=Family.HANG,
     ),
-    host_rule(
+    _hang(
         "hang-outside-step",
         *_HUNG,
         "rank {rank} stood still{where} outside of a step for {silent_s:.0f} s, where {bound_s:.0f} s are allowed",
         _hung(Place.OUTSIDE, Place.UNKNOWN, Place.FINISHED),
         _hang_example(Place.OUTSIDE),
         HANG,
-        confidence=Confidence.MEDIUM,
-        family=Family.HANG,
     ),
 )
 
 
-EXIT_RULES: Final = (
-    host_rule(
+REFUSED_RULES: Final = (
+    _exit(
         "usage",
         *_SETUP,
         "rank {rank} refused its command line: {seen}",
         AllOf(
             (
-                printed(Lane.STDERR, r"^[\w./-]{1,200}: error: "),
-                printed(Lane.STDERR, "^usage: "),
+                printed(Lane.STDERR, r"^[\w./-]{1,200}: error: ", ": error: "),
+                printed(Lane.STDERR, "^usage: ", "usage: "),
                 Ended(codes=frozenset({2})),
             )
         ),
         left_behind("usage: train.py [-h] [--lr LR]", "train.py: error: unrecognized arguments: --learning", code=2),
         "https://docs.python.org/3/library/argparse.html",
         confidence=Confidence.HIGH,
-        family=Family.EXIT,
     ),
-    host_rule(
+    _exit(
         "no-such-script",
         *_SETUP,
         "Python found nothing to run for rank {rank}: {seen}",
@@ -103,17 +102,19 @@ EXIT_RULES: Final = (
                 printed(
                     Lane.STDERR,
                     r"^\S{1,400}: (?:can't (?:open file|find '__main__')|No module named |Error while finding)",
+                    "can't ",
+                    "No module named ",
+                    "Error while finding",
                 ),
-                Ended(codes=frozenset({1, 2})),
+                AnyOf((Ended(codes=frozenset({1, 2})), kept_log)),
                 _no_step_yet,
             )
         ),
         left_behind("/usr/bin/python3: can't open file '/app/trian.py': [Errno 2] No such file or directory", code=2),
         PYTHON,
         confidence=Confidence.HIGH,
-        family=Family.EXIT,
     ),
-    host_rule(
+    _exit(
         "cannot-run",
         *_SETUP,
         "the command of rank {rank} cannot be run",
@@ -121,9 +122,8 @@ EXIT_RULES: Final = (
         left_behind(code=127),
         SHELL,
         confidence=Confidence.HIGH,
-        family=Family.EXIT,
     ),
-    host_rule(
+    _exit(
         "refused-arguments",
         *_SETUP,
         "rank {rank} ended with the code for wrong usage before its first step",
@@ -131,9 +131,11 @@ EXIT_RULES: Final = (
         left_behind(code=2),
         SHELL,
         confidence=Confidence.MEDIUM,
-        family=Family.EXIT,
     ),
-    host_rule(
+)
+
+EXIT_RULES: Final = (
+    _exit(
         "left-early",
         Cause.USER_CODE,
         Action.INVESTIGATE,
@@ -142,24 +144,21 @@ EXIT_RULES: Final = (
         Evidence(ranks=(RankEvidence(rank=0, exit_code=0, order=0, place=Place.OUTSIDE),)),
         PYTHON,
         confidence=Confidence.MEDIUM,
-        family=Family.EXIT,
     ),
-    host_rule(
+    _exit(
         "exit-code",
         *_UNCLEAR,
         "rank {rank} ended with {seen} and left no reason{where}",
         _nonzero,
         left_behind(code=3),
         PYTHON,
-        family=Family.EXIT,
     ),
-    host_rule(
+    _exit(
         "unknown",
         *_UNCLEAR,
         "nothing was seen that explains the end of the attempt",
         lambda _: "",
         Evidence(ranks=(RankEvidence(rank=0),)),
         SIGNALS,
-        family=Family.EXIT,
     ),
 )

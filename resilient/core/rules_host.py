@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rules about the host: hangs, memory, DataLoader workers, signals, exit codes.
+"""Rules about the host: memory, DataLoader workers, signals.
 
-Only rows. An exit code alone decides nothing but "cannot be run", and SIGKILL is
-"out of memory" only where the cgroup's counter says so.
+Only rows. SIGKILL is certain to be "out of memory" only where the cgroup's counter says so.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from resilient.core.causes import Action, Cause, Confidence
@@ -19,8 +19,8 @@ from resilient.core.rule import (
     Condition,
     Ended,
     Family,
-    Role,
     Rule,
+    alike_everywhere,
     died_of,
     kept_log,
     left_behind,
@@ -28,6 +28,7 @@ from resilient.core.rule import (
     printed,
     raised,
     raised_anywhere,
+    row,
     stated,
 )
 from resilient.core.symptoms import Symptoms
@@ -53,7 +54,7 @@ def _failed(symptoms: Symptoms) -> str | None:
 
 
 def _no_exception(symptoms: Symptoms) -> str | None:
-    return None if symptoms.chain else ""
+    return None if symptoms.raised else ""
 
 
 def _shm_full(symptoms: Symptoms) -> str | None:
@@ -68,32 +69,7 @@ def _by_signal(symptoms: Symptoms) -> str | None:
     return f"signal {symptoms.signal}" if symptoms.signal is not None else None
 
 
-def host_rule(
-    name: str,
-    cause: Cause,
-    action: Action,
-    why: str,
-    when: Condition,
-    example: Evidence,
-    source: str,
-    *,
-    confidence: Confidence = Confidence.LOW,
-    family: Family = Family.HOST,
-    role: Role = Role.CULPRIT,
-) -> Rule:
-    return Rule(
-        id=name,
-        family=family,
-        cause=cause,
-        action=action,
-        role=role,
-        confidence=confidence,
-        when=when,
-        why=why,
-        source=source,
-        example=example,
-    )
-
+_host = partial(row, family=Family.HOST, confidence=Confidence.LOW)
 
 _SETUP: Final = (Cause.CONFIG_OR_ENVIRONMENT, Action.STOP)
 _AGAIN: Final = (Cause.AMBIGUOUS, Action.RESTART_IN_PLACE)
@@ -105,14 +81,14 @@ def _loader(name: str, cause: Cause, action: Action, why: str, kind: str, printe
     either: Condition = when
     if printed_kind:
         # The trainer may die of a ConnectionResetError instead, when it reads from a worker that crashed.
-        line = printed(Lane.STDERR, rf"^ERROR: Unexpected {printed_kind} encountered in worker\.")
+        line = printed(
+            Lane.STDERR, rf"^ERROR: Unexpected {printed_kind} encountered in worker\.", "encountered in worker."
+        )
         # Or it is raised where nobody can print it: the exception comes out of a signal handler.
         silent = AllOf((_no_exception, _failed, line))
         either = AnyOf((when, AllOf((raised("ConnectionError", "RuntimeError", "EOFError"), line)), silent))
     example = died_of("RuntimeError", f"DataLoader worker (pid 4242) {said}")
-    return host_rule(
-        name, cause, action, why + "{where}: {seen}", either, example, LOADER, confidence=Confidence.MEDIUM
-    )
+    return _host(name, cause, action, why + "{where}: {seen}", either, example, LOADER, confidence=Confidence.MEDIUM)
 
 
 _KILLED: Final = raised_anywhere(
@@ -120,7 +96,7 @@ _KILLED: Final = raised_anywhere(
 )
 
 LOADER_RULES: Final = (
-    host_rule(
+    _host(
         "loader-out-of-memory",
         Cause.OUT_OF_MEMORY_HOST,
         Action.STOP,
@@ -138,7 +114,7 @@ LOADER_RULES: Final = (
         "bus error",
         "is killed by signal: Bus error. ",
     ),
-    host_rule(
+    _host(
         "loader-killed",
         *_AGAIN,
         "a DataLoader worker of rank {rank} was killed, and not by the OOM killer of its container{where}",
@@ -168,11 +144,17 @@ LOADER_RULES: Final = (
 
 def _signal(name: str, number: int, cause: Cause, action: Action, why: str, *more: int) -> Rule:
     when = Ended(signals=frozenset((number, *more)))
-    return host_rule(name, cause, action, f"rank {{rank}} {why}{{where}}", when, left_behind(signal=number), SIGNALS)
+    return _host(name, cause, action, f"rank {{rank}} {why}{{where}}", when, left_behind(signal=number), SIGNALS)
 
+
+# faulthandler's first frame, which is the innermost.
+_LOADING: Final = (
+    r"^(?:Current t|T)hread 0x.{0,60} \(most recent call first\):\n"
+    r'  File "<frozen importlib\._bootstrap(?:_external)?>", line \d{1,6} in (?:_call_with|create_module|exec_module)'
+)
 
 HOST_RULES: Final = (
-    host_rule(
+    _host(
         "not-started",
         *_AGAIN,
         "this node gave no process for rank {rank}: {seen}",
@@ -181,7 +163,7 @@ HOST_RULES: Final = (
         FORK,
         confidence=Confidence.MEDIUM,
     ),
-    host_rule(
+    _host(
         "host-out-of-memory",
         Cause.OUT_OF_MEMORY_HOST,
         Action.STOP,
@@ -191,7 +173,7 @@ HOST_RULES: Final = (
         CGROUP,
         confidence=Confidence.HIGH,
     ),
-    host_rule(
+    _host(
         "sigkill-while-loading",
         Cause.OUT_OF_MEMORY_HOST,
         Action.STOP,
@@ -209,7 +191,7 @@ HOST_RULES: Final = (
         CGROUP,
     ),
     _signal("sigkill", 9, *_AGAIN, "was killed by a SIGKILL that nothing explains"),
-    host_rule(
+    _host(
         "sigbus-shared-memory",
         *_SETUP,
         "rank {rank} died of a bus error with /dev/shm full{where}; give the pod more shared memory",
@@ -218,7 +200,15 @@ HOST_RULES: Final = (
         SIGNALS,
         confidence=Confidence.MEDIUM,
     ),
-    host_rule(
+    _host(
+        "sigbus-in-log",
+        *_SETUP,
+        "a bus error ended rank {rank}, as where the /dev/shm of a container is too small",
+        AllOf((kept_log, _no_exception, AnyOf((Ended(signals=frozenset({7})), printed(Lane.LOG, r"\bBus error\b"))))),
+        logged("train.sh: line 3: 4242 Bus error      (core dumped) python3 train.py"),
+        "https://docs.pytorch.org/docs/stable/data.html",
+    ),
+    _host(
         "crash-alike-everywhere",
         Cause.USER_CODE,
         Action.STOP,
@@ -226,12 +216,25 @@ HOST_RULES: Final = (
         AllOf(
             (
                 Ended(signals=frozenset({4, 7, 8, 11})),
-                lambda symptoms: "" if symptoms.crowd.alike(symptoms.rank) else None,
+                alike_everywhere,
             )
         ),
         Evidence(ranks=tuple(RankEvidence(rank=rank, signal=11, order=rank) for rank in range(4))),
         "resilient/core/crowd.py",
         confidence=Confidence.MEDIUM,
+    ),
+    _host(
+        "crash-in-import",
+        *_SETUP,
+        "native code of rank {rank} crashed while Python loaded it, as where two libraries do not go together",
+        AllOf((Ended(signals=frozenset({4, 6, 8, 11})), printed(Lane.STDERR, _LOADING, "hread 0x"))),
+        left_behind(
+            "Fatal Python error: Segmentation fault",
+            "Current thread 0x00007f0000000000 (most recent call first):",
+            '  File "<frozen importlib._bootstrap_external>", line 1176 in create_module',
+            signal=11,
+        ),
+        "https://docs.python.org/3/library/faulthandler.html",
     ),
     _signal("sigsegv", 11, *_UNCLEAR, "crashed in native code (SIGSEGV)"),
     _signal("sigbus", 7, *_UNCLEAR, "died of a bus error (SIGBUS)"),
@@ -239,7 +242,7 @@ HOST_RULES: Final = (
     _signal("sigfpe", 8, Cause.USER_CODE, Action.STOP, "divided by zero in native code (SIGFPE)"),
     _signal("sigsys", 31, *_SETUP, "made a system call that its sandbox forbids (SIGSYS)"),
     _signal("sigabrt", 6, *_UNCLEAR, "aborted in native code (SIGABRT)"),
-    host_rule(
+    _host(
         "sigterm-in-log",
         Cause.PREEMPTED,
         Action.CHECKPOINT_AND_EXIT,
@@ -249,7 +252,7 @@ HOST_RULES: Final = (
         SIGNALS,
     ),
     _signal("sigterm", 15, *_AGAIN, "was ended by a SIGTERM that the supervisor did not send"),
-    host_rule(
+    _host(
         "hung-up",
         Cause.CONFIG_OR_ENVIRONMENT,
         Action.CHECKPOINT_AND_EXIT,
@@ -266,7 +269,7 @@ HOST_RULES: Final = (
         confidence=Confidence.MEDIUM,
         family=Family.EXIT,
     ),
-    host_rule(
+    _host(
         "interrupted",
         *_UNCLEAR,
         "somebody interrupted rank {rank}{where}",
@@ -275,7 +278,5 @@ HOST_RULES: Final = (
         SIGNALS,
         family=Family.EXIT,
     ),
-    host_rule(
-        "signal", *_UNCLEAR, "rank {rank} was ended by {seen}{where}", _by_signal, left_behind(signal=24), SIGNALS
-    ),
+    _host("signal", *_UNCLEAR, "rank {rank} was ended by {seen}{where}", _by_signal, left_behind(signal=24), SIGNALS),
 )

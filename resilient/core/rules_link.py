@@ -19,6 +19,7 @@ from resilient.core.rule import (
     left_behind,
     printed,
     raised_anywhere,
+    stated,
 )
 
 NCCL: Final = "https://github.com/NVIDIA/nccl"
@@ -43,6 +44,21 @@ NVLINK_DOMAIN_RULES: Final = (
 
 IB_RULES: Final = (
     Rule(
+        id="ib-adapter-health",
+        family=Family.DRIVER,
+        cause=Cause.INTERCONNECT_FAULT,
+        action=Action.RESCHEDULE,
+        when=printed(
+            Lane.KERNEL,
+            r"^mlx5_core .{0,80}(?:health compromised|[Hh]ealth recovery .{0,20}fail|irisc not responding"
+            r"|handling bad device|[Ff]atal error|assert_var\[0\] 0x0*[1-9a-f])",
+        ),
+        why="the network adapter of rank {rank}'s node is in a bad state: {seen}",
+        source="https://github.com/torvalds/linux/blob/master/drivers/net/ethernet/mellanox/mlx5/core/health.c",
+        example=left_behind("mlx5_core 0000:18:00.0: device's health compromised - reached miss count", signal=6),
+        device_grade=True,
+    ),
+    Rule(
         id="ib-async-fatal",
         family=Family.COMMUNICATION,
         cause=Cause.INTERCONNECT_FAULT,
@@ -64,7 +80,9 @@ IB_RULES: Final = (
         cause=Cause.INTERCONNECT_FAULT,
         action=Action.RESCHEDULE,
         confidence=Confidence.MEDIUM,
-        when=printed(Lane.NCCL, r"NET/IB ?: (?:[\w-]{1,32}:\d+ )?Got (?:non-fatal )?async event ?: port error"),
+        when=printed(
+            Lane.NCCL, r"NET/IB ?: (?:[\w-]{1,32}:\d+ )?Got (?:non-fatal )?async (?:error )?event ?: port error"
+        ),
         why="the link of rank {rank}'s network adapter went down: {seen}",
         source=NCCL,
         example=left_behind(f"{WARN}NET/IB : mlx5_3:1 Got non-fatal async event: port error(10)", signal=6),
@@ -72,10 +90,13 @@ IB_RULES: Final = (
 )
 
 
-def _said(text: str, *names: str) -> Condition:
-    """State that torch raised it, or that torch or NCCL printed it on their way down."""
-    return AnyOf((raised_anywhere(*(names or ("RuntimeError",)), text=text), printed(Lane.NCCL, text)))
+def _said(text: str) -> Condition:
+    """State that torch raised it, or that NCCL printed it on its way down, or that a log quotes it."""
+    return AnyOf((stated(text, "RuntimeError"), printed(Lane.NCCL, text)))
 
+
+# gloo throws it in a thread of its own, where nobody can catch it.
+_UNEQUAL: Final = printed(Lane.TORCH, r"gloo/transport/.{0,200}Received data size doesn't match expected size")
 
 MISUSE_RULES: Final = (
     Rule(
@@ -83,9 +104,14 @@ MISUSE_RULES: Final = (
         family=Family.COMMUNICATION,
         cause=Cause.USER_CODE,
         action=Action.STOP,
-        when=_said(
-            r"Detected mismatch between collectives on ranks|Mismatched collective detected"
-            r"|Message truncated ?: received"
+        when=AnyOf(
+            (
+                _said(
+                    r"Detected mismatch between collectives on ranks|Mismatched collective detected"
+                    r"|Message truncated ?: received"
+                ),
+                _UNEQUAL,
+            )
         ),
         why="the ranks called different collectives{where}: {seen}",
         source=C10D,
@@ -126,6 +152,7 @@ MISUSE_RULES: Final = (
             r"|Call to ibv_reg_mr\w* failed.{0,60}Cannot allocate"
             r"|Call to ibv_modify_qp failed with (?:error )?(?:22|Invalid)"
             r"|Got completion .{0,120}(?:status=4|error 4)\b.{0,80}vendor err 81\b"
+            r"|NET/OFI .{0,200}(?:Invalid argument|No data available|Function not implemented|No such device)"
             r"|failed to (?:extend|create shared memory file) /dev/shm/"
             r"|Error while creating shared memory segment /dev/shm/"
         ),
@@ -143,6 +170,7 @@ MISUSE_RULES: Final = (
             Lane.STDERR,
             r"^\S{1,255}:\d{1,10}:\d{1,10} \[-?\d{1,5}\] transport/nvls\.cc:\d{1,5} NCCL WARN "
             r"(?:Cuda failure |Failed to bind NVLink)",
+            "transport/nvls.cc:",
         ),
         why="NCCL could not set up the NVLink switches of rank {rank}'s node (its fabric manager?): {seen}",
         source="https://github.com/NVIDIA/nccl/blob/master/src/transport/nvls.cc",

@@ -15,7 +15,6 @@ from resilient.core.rule import AnyOf, Family, Role, log_rule, printed, raised_a
 
 XLA: Final = "https://openxla.org/xla/errors/error_1000"
 GLIBC: Final = "https://sourceware.org/git/?p=glibc.git;a=blob;f=malloc/malloc.c"
-LOADER: Final = "https://man7.org/linux/man-pages/man8/ld.so.8.html"
 ALLOCATOR: Final = "https://github.com/pytorch/pytorch/blob/main/c10/core/impl/alloc_cpu.cpp"
 SCALER: Final = "https://github.com/deepspeedai/DeepSpeed/blob/master/deepspeed/runtime/fp16/loss_scaler.py"
 EMBEDDING: Final = "https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.embedding.html"
@@ -26,7 +25,7 @@ ERRNO: Final = "https://man7.org/linux/man-pages/man3/errno.3.html"
 SIGNALS: Final = "https://man7.org/linux/man-pages/man7/signal.7.html"
 
 _CODE, _DATA = (Cause.USER_CODE, Action.STOP), (Cause.USER_DATA, Action.STOP)
-_SETUP, _UNCLEAR = (Cause.CONFIG_OR_ENVIRONMENT, Action.STOP), (Cause.AMBIGUOUS, Action.INVESTIGATE)
+_UNCLEAR: Final = (Cause.AMBIGUOUS, Action.INVESTIGATE)
 _STORE: Final = (Cause.STORAGE, Action.RESTART_IN_PLACE)
 
 ACTOR_RULES: Final = (
@@ -36,7 +35,15 @@ ACTOR_RULES: Final = (
         Action.RESTART_IN_PLACE,
         "Ray lost an actor or its node, which does not say why",
         raised_anywhere(
-            "ActorDiedError", "RayActorError", "ActorUnavailableError", "WorkerCrashedError", "NodeDiedError"
+            "ActorDiedError",
+            "RayActorError",
+            "ActorUnavailableError",
+            "WorkerCrashedError",
+            "NodeDiedError",
+            "RaySystemError",
+            "ObjectLostError",
+            "OwnerDiedError",
+            "LocalRayletDiedError",
         ),
         "ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task.",
         "https://docs.ray.io/en/latest/ray-core/fault_tolerance/actors.html",
@@ -54,6 +61,9 @@ HEAP_RULES: Final = (
             Lane.STDERR,
             r"^(?:malloc|free|realloc|munmap_chunk)\(\): \w|^(?:\*\*\* .{0,80})?double free or corruption"
             r"|^corrupted (?:size vs|double-linked)",
+            "(): ",
+            "double free or corruption",
+            "corrupted ",
         ),
         "malloc(): invalid size (unsorted)",
         GLIBC,
@@ -69,7 +79,8 @@ LOG_RULES: Final = (
         "the device has too little memory",
         stated(
             r"RESOURCE_EXHAUSTED: |\bOOM when allocating tensor|(?:NPU|XPU|MPS backend|HIP|CUDA) out of memory"
-            r"|Failed to CUDA (?:calloc|malloc)|CUDNN_STATUS_ALLOC_FAILED"
+            r"|Failed to CUDA (?:calloc|malloc)|\bcudaMalloc(?!Host)\w{0,16}\b.{0,80}out of memory"
+            r"|CUDNN_STATUS_ALLOC_FAILED"
         ),
         "jaxlib.xla_extension.XlaRuntimeError: RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8 bytes.",
         XLA,
@@ -82,16 +93,26 @@ LOG_RULES: Final = (
         "the host had no memory left to give",
         stated(
             r"std::bad_alloc|DefaultCPUAllocator: |enforce fail at .{0,40}(?:CPUAllocator|alloc_cpu)\.cpp"
-            r"|\[Errno 12\]|Cannot allocate memory|Unable to allocate \d[\d.]{0,12} [KMGT]iB|^Killed$"
+            r"|\[Errno 12\]|Cannot allocate memory|Unable to allocate \d[\d.]{0,12} [KMGT]iB"
         ),
         "RuntimeError: [enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory",
         ALLOCATOR,
     ),
     log_rule(
+        "shell-says-killed",
+        Cause.OUT_OF_MEMORY_HOST,
+        Action.STOP,
+        "a SIGKILL ended it, which in a log with no other sign is most often the kernel's, for want of host memory",
+        stated(r"^Killed$|^\S{1,200}: line \d{1,6}: +\d{1,10} Killed\b"),
+        "train.sh: line 3: 4242 Killed                  python train.py",
+        "https://docs.kernel.org/admin-guide/mm/concepts.html#oom-killer",
+        confidence=Confidence.LOW,
+    ),
+    log_rule(
         "kernel-assert",
         *_CODE,
         "an assertion inside a kernel failed (an index or label out of range)",
-        r"\.cuh?:\d{1,6}: .{0,400}Assertion `",
+        r"\.cuh?:\d{1,6}:? (?!.{0,600}\bnan\b).{0,400}Assertion `",
         "/aten/src/ATen/native/cuda/Indexing.cu:97: f: block: [0,0,0], thread: [1,0,0] Assertion `i < n` failed.",
         "https://github.com/pytorch/pytorch/blob/main/c10/cuda/CUDAException.cpp",
         family=Family.CUDA,
@@ -103,6 +124,15 @@ LOG_RULES: Final = (
         stated(r"\bindex out of range\b|[Ii]ndex \d{1,12} is out of bounds|Tried to access index \d"),
         "RuntimeError: index out of range: Tried to access index 9 out of table with 5 rows",
         EMBEDDING,
+        family=Family.EXCEPTION,
+    ),
+    log_rule(
+        "invalid-argument",
+        *_CODE,
+        "an operation was called with what it cannot take",
+        stated(r"\bINVALID_ARGUMENT: |\bOP_REQUIRES failed at .{0,200}: Invalid argument: "),
+        "W tensorflow/core/framework/op_kernel.cc:1745] OP_REQUIRES failed at cast_op.cc:121 : Invalid argument: x",
+        "https://abseil.io/docs/cpp/guides/status-codes",
         family=Family.EXCEPTION,
     ),
     log_rule(
@@ -120,11 +150,12 @@ LOG_RULES: Final = (
         *_DATA,
         "a file of the data is broken",
         stated(
-            r"Corrupt JPEG data|Invalid (?:JPEG|PNG) data|premature end of (?:data|JPEG)|image file is truncated"
-            r"|broken data stream|cannot identify image file|JSON parse error|Failed to load JSON"
+            r"Corrupt JPEG data|Invalid (?:JPEG|PNG) data|premature end of (?:data|JPEG)|[Ii]mage file is truncated"
+            r"|(?:broken data stream|unrecognized data stream contents) when reading|cannot identify image file"
+            r"|JSON parse error|Failed to load JSON"
             r"|invalid .{0,20}moov atom"
             r"|num_samples should be a positive integer|Error -\d while decompressing|Not a gzipped file"
-            r"|unexpected end of (?:data|file|archive)"
+            r"|[Uu]nexpected (?:end of (?:data|file|archive)|EOF in archive)|invalid deflate data"
         ),
         "Corrupt JPEG data: premature end of data segment",
         JPEG,
@@ -136,7 +167,8 @@ LOG_RULES: Final = (
         "a store or hub was not reached",
         stated(
             r"^We couldn't connect to|Unable to connect to endpoint|Could not connect to the endpoint"
-            r"|HTTPS?ConnectionPool|Max retries exceeded"
+            r"|HTTPS?ConnectionPool|Max retries exceeded|\b50[234] Server Error\b"
+            r"|Connection was closed before we received"
             r"|Read timed out|\bSlowDown\b|Stale file handle|nfs: server .{1,80} not responding"
         ),
         "urllib3: HTTPSConnectionPool(host='store.example', port=443): Read timed out. (read timeout=10)",
@@ -162,10 +194,11 @@ LOG_RULES: Final = (
         "a peer or the store in it was not reached",
         stated(
             r"Rendezvous(?:Connection|Timeout)Error|connection to the C10d store has failed|TCPStore"
-            r"|^Broken pipe|recvValue failed|sendBytes failed|connect\(\) timed out|No route to host"
-            r"|Network is unreachable"
+            r"|\b[Bb]roken pipe$|EOF occurred in violation of protocol|bad record mac"
+            r"|Remote end closed connection|Connection aborted|recvValue failed|sendBytes failed"
+            r"|connect\(\) timed out|No route to host|Network is unreachable"
             r"|Name or service not known|Temporary failure in name resolution|Connection (?:refused|reset by peer)"
-            r"|coordination.service|different incarnation|UNAVAILABLE: |(?:ORTE|PMIX?\w*"
+            r"|coordination.service|different incarnation|\b(?:UNAVAILABLE|DEADLINE_EXCEEDED)\b|(?:ORTE|PMIX?\w*"
             r"|PRTE) .{0,60}lost (?:communication|connection)"
             r"|UCX .{0,80}(?:Endpoint timeout|Connection reset)"
         ),
@@ -175,34 +208,13 @@ LOG_RULES: Final = (
         role=Role.VICTIM,
     ),
     log_rule(
-        "build-failed",
-        *_SETUP,
-        "an extension could not be built",
-        stated(r"^Command '?\['(?:\S{0,80}/)?(?:ninja|nvcc|cmake|gcc|g\+\+|make)'|Error building extension|nvcc fatal"),
-        "RuntimeError: Error building extension 'fused_adam'",
-        "https://docs.pytorch.org/docs/stable/cpp_extension.html",
-        family=Family.EXCEPTION,
-    ),
-    log_rule(
-        "environment",
-        *_SETUP,
-        "something that the program needs is missing or of another version",
-        stated(
-            r"undefined symbol: |`?GLIBC(?:XX)?_[\d.]{1,12}'? not found|cannot open shared object file"
-            r"|: command not found|error: unrecognized arguments|No module named "
-            r"|(?:CUDA_HOME|MASTER_ADDR|MASTER_PORT|WORLD_SIZE) .{0,60}(?:not set|expected, but not set)"
-        ),
-        "python3: symbol lookup error: libtorch_cuda.so: undefined symbol: ncclCommRegister",
-        LOADER,
-    ),
-    log_rule(
         "printed-nan",
         Cause.NUMERIC_INSTABILITY,
         Action.STOP,
         "the loss or the gradients are not finite",
         r"(?i)(?:^[^\n]{0,200}overflow[^\n]{0,120}loss scale[^\n]{0,80}(?:\n|\Z)){3}"
         r"|(?:loss|grad|norm|ppl)\w{0,24}['\"]?(?: is)? ?[:=(, ]{1,3}(?:tensor\()?-?(?:nan|inf)\b"
-        r"|\bnan (?:loss|gradient|detected|or inf)|loss scale to:? ?0?\.\d",
+        r"|Assertion `.{0,400}\bnan\b|\bnan (?:loss|gradient|detected|or inf)|loss scale to:? ?0?\.\d",
         "iteration 3385 | loss: nan | grad norm: nan",
         "https://docs.pytorch.org/docs/stable/notes/amp_examples.html",
         confidence=Confidence.LOW,

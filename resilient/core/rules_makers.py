@@ -25,7 +25,7 @@ OTHER_MAKERS_RULES: Final = (
         "amd-hardware-exception",
         *_BROKEN,
         "AMD's runtime reports an exception of the hardware",
-        printed(Lane.STDERR, r"^HW Exception by GPU node-\d{1,3} .{0,200}GPU Hang"),
+        printed(Lane.STDERR, r"^HW Exception by GPU node-\d{1,3} .{0,200}GPU Hang", "HW Exception by GPU node-"),
         "HW Exception by GPU node-1 (Agent handle: 0x55d0) reason :GPU Hang",
         "https://github.com/ROCm/legacy-rocm-build/issues/4021",
         family=Family.DRIVER,
@@ -34,7 +34,7 @@ OTHER_MAKERS_RULES: Final = (
         "amd-memory-fault",
         *_UNCLEAR,
         "a kernel touched memory that is not its own, by a bug or a bad board",
-        printed(Lane.STDERR, r"^Memory access fault by GPU node-\d{1,3} "),
+        printed(Lane.STDERR, r"^Memory access fault by GPU node-\d{1,3} ", "Memory access fault by GPU node-"),
         "Memory access fault by GPU node-1 (Agent handle: 0x55d0) on address 0x7f00. Reason: Unknown.",
         "https://github.com/ROCm/legacy-rocm-build/issues/3766",
         confidence=Confidence.LOW,
@@ -77,8 +77,8 @@ DEVICE_TEXT_RULES: Final = (
         *_BROKEN,
         "nvidia-smi cannot reach a GPU",
         stated(
-            r"^Unable to determine the device handle for (?:GPU|gpu)|GPU is lost\. +Reboot the system"
-            r"|^No devices were found|\bERROR_GPU_IS_LOST\b|\bNVML.{0,80}(?:GPU is lost|GPU requires restart)"
+            r"\bUnable to determine the device handle for (?:GPU|gpu)|GPU is lost\. +Reboot the system"
+            r"|^No devices were found|\bERROR_GPU_IS_LOST\b|\b(?:NVML|nvml).{0,80}(?:GPU is lost|GPU requires restart)"
             r"|couldn't communicate with the NVIDIA driver"
         ),
         "Unable to determine the device handle for GPU 0000:18:00.0: Unknown Error",

@@ -70,18 +70,19 @@ def _alone(symptoms: Symptoms) -> str | None:
     return "" if symptoms.evidence.world_size == 1 else None
 
 
+# A warning of torch's is followed by another try.
+_TAKEN: Final = r"^(?!(?:\[rank\d{1,6}\]: ?)?\[W)[^\n]{0,400}(?:EADDRINUSE|[Aa]ddress already in use)"
+
 PEER_RULES: Final = (
     Rule(
-        id="default-port-in-use",
+        id="port-in-use",
         family=Family.COMMUNICATION,
         cause=Cause.CONFIG_OR_ENVIRONMENT,
         action=Action.STOP,
         confidence=Confidence.MEDIUM,
-        # Under the supervisor ports are chosen anew; from a log nobody knows that.
-        when=AllOf(
-            (kept_log, stated(r"^(?=[^\n]{0,300}:29[45]00\b)[^\n]{0,400}(?:EADDRINUSE|[Aa]ddress already in use)"))
-        ),
-        why="the default port is taken, as by a second run on this host: {seen}",
+        # Under the supervisor ports are chosen anew; a launcher asks for the same one again.
+        when=AllOf((kept_log, stated(_TAKEN))),
+        why="the port is taken, as by a second run on this host: {seen}",
         source="https://docs.pytorch.org/docs/stable/elastic/run.html",
         example=logged("RuntimeError: The server socket has failed to bind to 0.0.0.0:29500 (Address already in use)."),
     ),
@@ -92,8 +93,8 @@ PEER_RULES: Final = (
         action=Action.RESTART_IN_PLACE,
         when=AnyOf(
             (
-                raised_anywhere("OSError", text=r"^\[Errno 98\]|Address already in use"),
-                raised_anywhere("RuntimeError", text=r"EADDRINUSE|[Aa]ddress already in use"),
+                raised_anywhere("OSError", text=r"^\[Errno 98\]"),
+                raised_anywhere("OSError", "RuntimeError", text=_TAKEN),
             )
         ),
         why="a port that rank {rank} wanted was taken: {seen}",
@@ -142,10 +143,16 @@ PEER_RULES: Final = (
         "store-timeout",
         _LATE,
         "rank {rank} waited in vain for a peer at the store",
-        raised_anywhere(
-            "RuntimeError",
-            text=r"wait timeout after \d+ms|client socket has timed out|^connect\(\) timed out"
-            r"|[Tt]imed out (?:after \d+|initializing|waiting)|Socket Timeout",
+        AnyOf(
+            (
+                raised_anywhere(
+                    "RuntimeError",
+                    text=r"wait timeout after \d+ms|client socket has timed out|^connect\(\) timed out"
+                    r"|[Tt]imed out (?:after \d+|initializing|waiting)|Socket Timeout",
+                ),
+                # The same from the log of its sockets, where the exception is cut off.
+                AllOf((kept_log, printed(Lane.TORCH, r"^\[c10d\] .{0,300}\btimed out after \d"))),
+            )
         ),
         ("torch.distributed.DistStoreError", "wait timeout after 1000ms, keys: /default_pg/0//nokey"),
     ),
@@ -224,7 +231,10 @@ PEER_RULES: Final = (
         "rank {rank} lost a connection{where}",
         AnyOf(
             (
-                raised_anywhere("ConnectionError", "gaierror", "CommError", "APIConnectionError"),
+                raised_anywhere("ConnectionError", "gaierror"),
+                raised_anywhere(
+                    "CommError", "APIConnectionError", text=r"\A(?!.{0,200}(?:\b40[134]\b|permission|not found))"
+                ),
                 raised_anywhere("OSError", text=r"^\[Errno (?:100|101|103|104|107|110|111|112|113)\]"),
             )
         ),

@@ -11,7 +11,7 @@ from typing import Final
 
 from resilient.core.causes import Action, Cause, Confidence
 from resilient.core.lanes import Lane
-from resilient.core.rule import Family, Rule, logged, printed
+from resilient.core.rule import Family, Rule, logged, printed, row
 
 SLURM: Final = "https://slurm.schedmd.com/preempt.html"
 SLURM_STATES: Final = "https://slurm.schedmd.com/job_state_codes.html"
@@ -32,16 +32,10 @@ def _platform(
     source: str,
     confidence: Confidence = Confidence.HIGH,
 ) -> Rule:
-    return Rule(
-        id=name,
-        family=Family.PLATFORM,
-        cause=cause,
-        action=action,
-        confidence=confidence,
-        when=printed(Lane.PLATFORM, text),
-        why=why + ": {seen}",
-        source=source,
-        example=logged("step 10", example, "step 11"),
+    shown = logged("step 10", example, "step 11")
+    when = printed(Lane.PLATFORM, text)
+    return row(
+        name, cause, action, why + ": {seen}", when, shown, source, family=Family.PLATFORM, confidence=confidence
     )
 
 
@@ -57,7 +51,7 @@ PLATFORM_RULES: Final = (
         r"DUE TO PREEMPTION|\bPreempted by pod\b|[Pp]reemption notice|Event(?:Type)?: Preempt\b"
         r"|this job is (?:preempted|timed.out)|[Pp]reempted in order to admit|PreemptionByScheduler"
         r"|\b(?:[Jj]ob|[Pp]od|[Ii]nstance|[Nn]ode|VM|[Cc]luster)\b.{0,60} (?:is|was|has been|got|being) preempted"
-        r"|JOB PREEMPTED|compute\.instances\.preempted",
+        r"|JOB PREEMPTED|\bPreempted (?:by|to)\b|compute\.instances\.preempted",
         "slurmstepd: error: *** JOB 4711 ON node-7 CANCELLED AT 2024-01-01T00:00:00 DUE TO PREEMPTION ***",
         SLURM,
     ),
@@ -65,7 +59,8 @@ PLATFORM_RULES: Final = (
         "spot-notice",
         *_LEAVE,
         "the cloud announced that it takes the machine back",
-        r"[Ss]pot [Ii]nstance.{0,40}(?:[Ii]nterrupt|[Tt]erminat|[Rr]eclaim)",
+        # The second as AWS Batch puts it.
+        r"[Ss]pot [Ii]nstance.{0,40}(?:[Ii]nterrupt|[Tt]erminat|[Rr]eclaim)|\bHost EC2 .{0,60}terminated",
         "WARNING Spot instance interruption notice received, 120 seconds left",
         SPOT,
     ),
@@ -73,7 +68,8 @@ PLATFORM_RULES: Final = (
         "time-limit",
         *_LEAVE,
         "the job used up its time",
-        r"DUE TO TIME ?LIMIT|reached (?:its )?(?:wall ?time|time) limit|State=TIMEOUT\b",
+        r"DUE TO TIME ?LIMIT|reached (?:its )?(?:wall ?time|time) limit|State=TIMEOUT\b|\bTERM_RUNLIMIT\b"
+        r"|\bwalltime \d+ exceeded limit",
         "slurmstepd: error: *** STEP 4711.0 ON node-7 CANCELLED AT 2024-01-01T00:00:00 DUE TO TIME LIMIT ***",
         SLURM_STATES,
     ),
@@ -81,7 +77,8 @@ PLATFORM_RULES: Final = (
         "node-failed",
         *_NODE,
         "the scheduler lost the node",
-        r"DUE TO NODE FAIL|\bNodeLost\b|\bNodeNotReady\b|\bContainerStatusUnknown\b|\bNODE_FAIL\b"
+        r"DUE TO NODE FAIL|srun: error: Node failure on |\bNodeLost\b|\bNodeNotReady\b|\bContainerStatusUnknown\b"
+        r"|\bNODE_FAIL\b"
         r"|[Nn]ode .{0,80} (?:is|became) (?:NotReady|not ready|unreachable)",
         "srun: error: Node failure on node-7; *** JOB 4711 CANCELLED AT 2024-01-01T00:00:00 DUE TO NODE FAILURE ***",
         SLURM_STATES,
@@ -91,9 +88,8 @@ PLATFORM_RULES: Final = (
         "evicted",
         *_LEAVE,
         "the pod was evicted",
-        r"\bEvicted\b|[Tt]he node was low on resource|TaintManagerEviction|DeletionByTaintManager|EvictionByEvictionAPI"
-        r"|imminent node shutdown"
-        r"|DisruptionTarget",
+        r"\bEvicted\b|\b(?:was|is being|got) evicted\b|[Tt]he node was low on resource"
+        r"|TaintManagerEviction|DeletionByTaintManager|EvictionByEvictionAPI|imminent node shutdown|DisruptionTarget",
         "Warning  Evicted  kubelet  The node was low on resource: ephemeral-storage.",
         PRESSURE,
         Confidence.MEDIUM,
@@ -113,7 +109,8 @@ PLATFORM_RULES: Final = (
         "memory-limit",
         *_MEMORY,
         "the job used more memory than it had asked for",
-        r"[Ee]xceeded (?:job|step) memory limit|slurmstepd: .{0,80}memory limit",
+        r"[Ee]xceeded (?:job|step) memory limit|slurmstepd: .{0,80}memory limit|\bTERM_MEMLIMIT\b"
+        r"|\bjob killed: v?mem .{0,40}exceeded limit",
         "slurmstepd: error: Step 4711.0 exceeded step memory limit (70000000 > 64000000), being killed",
         SLURM_STATES,
     ),

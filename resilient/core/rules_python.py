@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rules about exceptions: the user's rulings, storage, data, set-up, and plain bugs.
 
-Only rows, from the most telling to the least. The last one takes every exception
-that no other row knows for the code's own.
+Only rows, from the most telling to the least: what a message says outranks what its
+type is called. The last ones take every exception that no other row knows for that of
+the package it comes from, and else for the code's own.
 """
 
 from __future__ import annotations
@@ -12,7 +13,20 @@ from typing import Final
 from resilient.core.causes import Action, Cause, Confidence
 from resilient.core.evidence import ErrorLink, ErrorRecord, Evidence, RankEvidence, Ruling
 from resilient.core.lanes import Lane
-from resilient.core.rule import AnyOf, Condition, Family, Rule, exception_rule, printed, raised, raised_anywhere
+from resilient.core.rule import (
+    AllOf,
+    AnyOf,
+    Condition,
+    Family,
+    Rule,
+    exception_rule,
+    left_behind,
+    printed,
+    raised,
+    raised_anywhere,
+    raised_by,
+    stated,
+)
 from resilient.core.symptoms import Symptoms
 from resilient.core.traceback_text import LAUNCHERS
 
@@ -61,29 +75,45 @@ _COMPILERS: Final = (
     "BackendCompilerFailed", "InductorError", "CppCompileError", "LoweringException", "CompilationError",
     "TorchRuntimeError", "PTXASError", "TritonMissing", "InternalTorchDynamoError", "Unsupported",
 )  # fmt: skip
+_PIPE: Final = r'^ {2}File "[^"\n]{0,400}[/\\]multiprocessing[/\\](?:connection|managers)\.py"'
 _UNREADABLE: Final = (
-    "UnicodeDecodeError", "JSONDecodeError", "UnidentifiedImageError", "ArrowInvalid", "ParserError",
+    "UnicodeDecodeError", "JSONDecodeError", "ArrowInvalid", "ParserError",
     "DatasetGenerationError", "DataFilesNotFoundError", "EOFError", "ReadError", "BadGzipFile", "LZMAError",
     "EmptyDataError", "LibsndfileError", "DecodeError",
 )  # fmt: skip
 
+# Types that nothing but a bug raises, whatever they say.
+_BUGS: Final = (
+    ("NameError", "name 'lr' is not defined"),
+    ("TypeError", "unsupported operand type(s) for +: 'int' and 'str'"),
+    ("AttributeError", "'Net' object has no attribute 'head'"),
+    ("NotImplementedError", ""),
+    ("KeyError", "'labels'"),
+    ("IndexError", "list index out of range"),
+    ("ZeroDivisionError", "division by zero"),
+)
+
+
+def _raised(name: str, message: str) -> Rule:
+    what = f"the code of rank {{rank}} raised {name}"
+    return exception_rule(
+        f"user-{name.removesuffix('Error').lower()}-error", *_CODE, what, raised(name), (name, message)
+    )
+
+
 EXCEPTION_RULES: Final = (
     exception_rule(
-        "non-finite",
-        Cause.NUMERIC_INSTABILITY,
-        Action.STOP,
-        "rank {rank} met numbers that are not finite",
+        "configuration",
+        *_SETUP,
+        "the configuration of rank {rank} was refused",
         AnyOf(
             (
-                raised("FloatingPointError"),
-                raised(
-                    text=r"(?i)\bnon-?finite\b|\b(?:loss|grad\w*|norm)\b.{0,60}\b(?:nan|inf|infinite)\b"
-                    r"|\bnan\b.{0,60}\b(?:values?|loss|grad\w*|norm|weights?|parameters?)\b"
-                ),
+                raised_by("omegaconf", "hydra", "yaml", "pydantic", "pydantic_core", "jsonargparse", "jsonschema"),
+                raised("MisconfigurationException", "DeepSpeedConfigError", "ConfigError", "ConfigurationError"),
             )
         ),
-        ("FloatingPointError", "Minimum loss scale reached (0.0001)."),
-        TORCH + "notes/amp_examples.html",
+        ("omegaconf.errors.ConfigAttributeError", "Key 'lr' is not in struct"),
+        "https://omegaconf.readthedocs.io/en/latest/usage.html",
         Confidence.MEDIUM,
     ),
     exception_rule(
@@ -94,7 +124,8 @@ EXCEPTION_RULES: Final = (
             "RuntimeError",
             "KeyError",
             "ValueError",
-            text=r"in loading state_dict|key\(s\) in state_dict|parameter group that d",
+            text=r"in loading state_dict|key\(s\) in state_dict|parameter group that d"
+            r"|^Missing key in checkpoint state_dict: |^Size mismatch between saved torch\.Size",
         ),
         ("RuntimeError", "Error(s) in loading state_dict for Net:\n\tsize mismatch for weight"),
         TORCH + "notes/serialization.html",
@@ -141,6 +172,26 @@ EXCEPTION_RULES: Final = (
         ("ModuleNotFoundError", "No module named 'einops'"),
     ),
     exception_rule(
+        "bad-image",
+        *_DATA,
+        "rank {rank} could not read an image",
+        AnyOf(
+            (
+                raised("UnidentifiedImageError", "DecompressionBombError"),
+                raised(
+                    "OSError",
+                    text=r"^image file is truncated|(?:data stream|data stream contents) when reading image file$"
+                    r"|^cannot identify image file",
+                ),
+                # Pillow's word for a file that is none of its format; OpenCV's for nothing where an image should be.
+                raised("SyntaxError", text=r"^broken PNG file"),
+                raised("error", text=r"^OpenCV\([^\n]{1,300} !_?(?:src|img|buf)\.empty\(\)"),
+            )
+        ),
+        ("OSError", "image file is truncated (4 bytes not processed)"),
+        "https://github.com/python-pillow/Pillow/blob/main/src/PIL/ImageFile.py",
+    ),
+    exception_rule(
         "syntax",
         *_CODE,
         "the script of rank {rank} does not parse",
@@ -165,7 +216,7 @@ EXCEPTION_RULES: Final = (
         "too-many-files",
         *_SETUP,
         "rank {rank} has too many files open; raise its limit",
-        raised_anywhere("OSError", "RuntimeError", text=r"^\[Errno 24\]|[Tt]oo many open files|0 items of ancdata"),
+        stated(r"^\[Errno 24\]|[Tt]oo many open files|0 items of ancdata", "OSError", "RuntimeError"),
         ("OSError", "[Errno 24] Too many open files: 'shard-3'"),
         ERRNO,
     ),
@@ -179,13 +230,33 @@ EXCEPTION_RULES: Final = (
         confidence=Confidence.MEDIUM,
     ),
     exception_rule(
+        "process-lost",
+        Cause.AMBIGUOUS,
+        Action.INVESTIGATE,
+        "a helper process of rank {rank} had gone away",
+        AllOf((raised("EOFError"), printed(Lane.STDERR, _PIPE, "multiprocessing"))),
+        left_behind(
+            "Traceback (most recent call last):",
+            '  File "/usr/lib/python3.12/multiprocessing/connection.py", line 399, in _recv',
+            "    raise EOFError",
+            "EOFError",
+            code=1,
+        ),
+        "https://docs.python.org/3/library/multiprocessing.html",
+        Confidence.LOW,
+    ),
+    exception_rule(
         "bad-data",
         *_DATA,
         "rank {rank} could not read its data",
         AnyOf(
             (
                 raised(*_UNREADABLE),
-                raised("OSError", text=r"image file is truncated|broken data stream|cannot identify image file"),
+                # HDF5's words, and FFmpeg's
+                raised(
+                    "OSError", text=r"^Unable to (?:synchronously )?open file \((?:truncated file|file signature not)"
+                ),
+                raised(text=r"\bInvalid data found when processing input\b"),
             )
         ),
         ("UnicodeDecodeError", "'utf-8' codec can't decode byte 0x80 in position 0"),
@@ -198,26 +269,12 @@ EXCEPTION_RULES: Final = (
         raised("RecursionError"),
         ("RecursionError", "maximum recursion depth exceeded"),
     ),
-    *(
-        exception_rule(
-            f"user-{name.removesuffix('Error').lower()}-error",
-            *_CODE,
-            f"the code of rank {{rank}} raised {name}",
-            raised(name),
-            (name, message),
-        )
-        for name, message in (
-            ("NameError", "name 'lr' is not defined"),
-            ("TypeError", "unsupported operand type(s) for +: 'int' and 'str'"),
-            ("AttributeError", "'Net' object has no attribute 'head'"),
-            ("NotImplementedError", ""),
-            ("KeyError", "'labels'"),
-            ("IndexError", "list index out of range"),
-            ("ZeroDivisionError", "division by zero"),
-            ("ValueError", "lr must be positive"),
-            ("AssertionError", ""),
-        )
-    ),
+    *(_raised(name, message) for name, message in _BUGS),
+)
+
+# Types that everybody raises: asked only where no message has said whose fault it is.
+TYPE_RULES: Final = (
+    *(_raised(name, message) for name, message in (("ValueError", "lr must be positive"), ("AssertionError", ""))),
     exception_rule(
         "timeout-error",
         Cause.NETWORK_OR_PEER,
@@ -232,7 +289,7 @@ EXCEPTION_RULES: Final = (
         Cause.AMBIGUOUS,
         Action.INVESTIGATE,
         "the system refused rank {rank} something",
-        raised("OSError", text=r"\A(?!.{0,400}cannot open shared object file|We couldn't connect to)"),
+        AnyOf((raised("OSError", text=r"^\[(?:Errno|WinError) -?\d"), raised("OSError", text=r"\A\Z"))),
         ("OSError", "[Errno 71] Protocol error"),
         confidence=Confidence.LOW,
     ),
@@ -248,7 +305,8 @@ def _any_exception(symptoms: Symptoms) -> str | None:
         return None
     name = symptoms.head[0].type
     leaves = name.rpartition(".")[2] in _LEAVING | LAUNCHERS
-    return None if leaves or name.startswith("torch.") else symptoms.head[0].message.partition("\n")[0]
+    # What died in C++ was no code of the user's script.
+    return None if leaves or name.startswith("torch.") or "::" in name else symptoms.head[0].message.partition("\n")[0]
 
 
 def _torchs_exception(symptoms: Symptoms) -> str | None:
@@ -290,6 +348,19 @@ LAST_EXCEPTION_RULES: Final = (
         raised_anywhere(text=r"(?i)\btimed out\b|\btimeout\b"),
         ("vllm.TransferError", "request 3 timed out after 300.0s"),
         TORCH,
+        Confidence.LOW,
+    ),
+    exception_rule(
+        "child-failed",
+        Cause.AMBIGUOUS,
+        Action.INVESTIGATE,
+        "a process that rank {rank} had started failed, and left no reason",
+        raised_anywhere(
+            text=r"(?i)\b(?:exit(?:ed)?|return(?:ed)?)(?: with)?(?: an?)?(?: non-?zero)?(?: exit)? (?:code|status)\b"
+            r"|\b(?:see|check|inspect)\b.{0,40}\b(?:previous|above|logs?|root cause|stack trace|traceback)\b"
+        ),
+        ("RuntimeError", "worker 3 exited with code 1"),
+        "https://docs.python.org/3/library/subprocess.html",
         Confidence.LOW,
     ),
     exception_rule(

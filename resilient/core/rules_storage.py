@@ -10,7 +10,7 @@ from typing import Final
 
 from resilient.core.causes import Action, Cause, Confidence
 from resilient.core.lanes import Lane
-from resilient.core.rule import AllOf, AnyOf, exception_rule, left_behind, printed, raised, raised_anywhere
+from resilient.core.rule import AllOf, AnyOf, exception_rule, left_behind, printed, raised, raised_anywhere, raised_by
 
 ERRNO: Final = "https://man7.org/linux/man-pages/man3/errno.3.html"
 TORCH: Final = "https://docs.pytorch.org/docs/stable/"
@@ -30,6 +30,17 @@ _UNREACHED: Final = (
     "GatewayTimeout", "DeadlineExceeded", "LocalEntryNotFoundError", "ClientConnectorError",
     "ServerDisconnectedError", "ClientPayloadError", "IncompleteRead", "ProtocolError", "MaxRetryError",
 )  # fmt: skip
+# Packages that do nothing but talk to a store or hub. What they refuse for good has rules of its own above.
+_PACKAGES: Final = (
+    "botocore", "boto3", "s3transfer", "s3fs", "aiobotocore", "gcsfs", "google.api_core", "google.auth",
+    "google.cloud", "google.resumable_media", "azure.core", "azure.storage", "adlfs", "fsspec", "urllib3",
+    "requests", "httpx", "httpcore", "aiohttp", "huggingface_hub",
+)  # fmt: skip
+_REFUSED: Final = (
+    r"Access ?Denied|InvalidAccessKeyId|SignatureDoesNotMatch|\b40[13]\b"
+    r"|\b(?:[Ff]orbidden|[Uu]nauthori[sz]ed|not authori[sz]ed)\b"
+)
+_SHARED: Final = r'^ {2}File "[^"\n]{0,400}[/\\]multiprocessing[/\\](?:synchronize|heap|shared_memory)\.py"'
 _STORE_AGAIN: Final = (Cause.STORAGE, Action.RESTART_IN_PLACE)
 _STORE_UNCLEAR: Final = (Cause.STORAGE, Action.INVESTIGATE)
 
@@ -38,9 +49,20 @@ STORAGE_RULES: Final = (
         "shared-memory",
         *_SETUP,
         "rank {rank} has too little shared memory; give it a larger /dev/shm",
-        raised_anywhere(
-            "RuntimeError",
-            text=r"unable to (?:write to file|allocate shared memory|resize|mmap \d+ bytes from file) ?[<(]",
+        AnyOf(
+            (
+                raised_anywhere(
+                    "RuntimeError",
+                    text=r"unable to (?:write to file|allocate shared memory|resize|mmap \d+ bytes from file) ?[<(]",
+                ),
+                # What multiprocessing makes, semaphores too, is in /dev/shm; no disk is full then.
+                AllOf(
+                    (
+                        raised_anywhere("OSError", text=r"^\[Errno 28\]"),
+                        printed(Lane.STDERR, _SHARED, "multiprocessing"),
+                    )
+                ),
+            )
         ),
         ("RuntimeError", "unable to write to file </torch_4242_7>"),
         "https://github.com/pytorch/pytorch/blob/main/aten/src/ATen/MapAllocator.cpp",
@@ -53,10 +75,9 @@ STORAGE_RULES: Final = (
         AnyOf(
             (
                 raised_anywhere("OSError", text=r"^\[Errno (?:28|122)\]"),
-                raised_anywhere(
-                    "RuntimeError",
-                    text=r"No space left on device|PytorchStreamWriter failed writing|unexpected pos \d+ vs \d+",
-                ),
+                # Other languages' layers pass the system's words on in types of their own.
+                raised_anywhere(text=r"No space left on device|Disk quota exceeded"),
+                raised_anywhere("RuntimeError", text=r"PytorchStreamWriter failed writing|unexpected pos \d+ vs \d+"),
             )
         ),
         ("OSError", "[Errno 28] No space left on device: 'out.pt'"),
@@ -66,7 +87,7 @@ STORAGE_RULES: Final = (
         "storage-stale-handle",
         *_STORE_AGAIN,
         "a network file system dropped a file under rank {rank}",
-        raised_anywhere("OSError", text=r"^\[Errno 116\]"),
+        AnyOf((raised_anywhere("OSError", text=r"^\[Errno 116\]"), raised_anywhere(text=r"Stale file handle"))),
         ("OSError", "[Errno 116] Stale file handle: 'shard-3'"),
         ERRNO,
     ),
@@ -107,7 +128,14 @@ STORAGE_RULES: Final = (
         AllOf(
             (
                 raised("FileNotFoundError"),
-                printed(Lane.STDERR, r"Read ?[Tt]imed ?[Oo]ut|ReadTimeout|Max retries exceeded|Retrying in \d"),
+                printed(
+                    Lane.STDERR,
+                    r"Read ?[Tt]imed ?[Oo]ut|ReadTimeout|Max retries exceeded|Retrying in \d",
+                    "imed",
+                    "ReadTimeout",
+                    "Max retries exceeded",
+                    "Retrying in ",
+                ),
             )
         ),
         left_behind(
@@ -123,7 +151,14 @@ STORAGE_RULES: Final = (
         "storage-io-error",
         *_STORE_UNCLEAR,
         "a read or write failed under rank {rank} (a bad disk, or a store's error under that number)",
-        raised_anywhere("OSError", text=r"^\[Errno 5\]"),
+        AnyOf(
+            (
+                raised_anywhere("OSError", text=r"^\[Errno 5\]"),
+                raised_anywhere(text=r"Input/output error"),
+                # From torch.save: the system's own words are lost on the way.
+                raised_anywhere("RuntimeError", text=r"^File \S{1,400} cannot be opened"),
+            )
+        ),
         ("OSError", "[Errno 5] Input/output error: '/data/shard-3'"),
         S3FS,
         Confidence.MEDIUM,
@@ -139,10 +174,12 @@ STORAGE_RULES: Final = (
                     "PartialCredentialsError",
                     "GatedRepoError",
                     "ClientAuthenticationError",
+                    "DefaultCredentialsError",
+                    "Forbidden",
+                    "Unauthorized",
                 ),
-                raised_anywhere(
-                    *_CLIENTS, text=r"AccessDenied|Access Denied|InvalidAccessKeyId|SignatureDoesNotMatch|\b40[13]\b \w"
-                ),
+                raised_anywhere(*_CLIENTS, text=_REFUSED),
+                AllOf((raised_by(*_PACKAGES), raised_anywhere(text=_REFUSED))),
             )
         ),
         ("PermissionError", "Access Denied"),
@@ -156,13 +193,28 @@ STORAGE_RULES: Final = (
         AnyOf(
             (
                 raised_anywhere(
-                    "RepositoryNotFoundError", "RevisionNotFoundError", "EntryNotFoundError", "HFValidationError"
+                    "RepositoryNotFoundError",
+                    "RevisionNotFoundError",
+                    "EntryNotFoundError",
+                    "HFValidationError",
+                    "NotFound",
+                    "ResourceNotFoundError",
+                    "DatasetNotFoundError",
                 ),
-                raised_anywhere(*_CLIENTS, text=r"NoSuchKey|NoSuchBucket|404 Client Error|\(404\)"),
+                raised_anywhere(*_CLIENTS, text=r"NoSuchKey|NoSuchBucket|\b404 Client Error|\(404\)"),
             )
         ),
         ("huggingface_hub.errors.RepositoryNotFoundError", "404 Client Error. Repository Not Found for url"),
         HUB,
+    ),
+    exception_rule(
+        "storage-client",
+        *_STORE_AGAIN,
+        "the client of a store failed under rank {rank}",
+        AllOf((raised_by(*_PACKAGES), raised_anywhere(text=r"\A(?!.{0,400}(?:Invalid|No (?:schema|host)|missing))"))),
+        ("botocore.exceptions.HTTPClientError", "An HTTP Client raised an unhandled exception"),
+        "https://docs.aws.amazon.com/boto3/latest/guide/error-handling.html",
+        Confidence.LOW,
     ),
     exception_rule(
         "checkpoint-not-there",
@@ -191,13 +243,19 @@ STORAGE_RULES: Final = (
         "rank {rank} read a damaged file",
         AnyOf(
             (
-                raised_anywhere("UnpicklingError", "BadZipFile", "SafetensorError"),
+                raised_anywhere("BadZipFile", "SafetensorError"),
+                # A whole file of types that torch does not trust is not damaged.
+                raised_anywhere(
+                    "UnpicklingError",
+                    text=r"\A(?![\s\S]{0,4000}(?:Unsupported (?:global|class)|not an allowed global))",
+                ),
                 raised_anywhere("EOFError", text=r"^Ran out of input"),
                 raised_anywhere(
                     "RuntimeError",
                     text=r"PytorchStreamReader failed|The file might be corrupted"
                     r"|Invalid magic number; corrupt file|archive is corrupted",
                 ),
+                raised_anywhere("OSError", text=r"\bfile should be of size \d+ but has size"),
             )
         ),
         ("RuntimeError", "PytorchStreamReader failed reading zip archive: failed finding central directory"),

@@ -38,7 +38,11 @@ _ABOUT: Final = frozenset({
 })  # fmt: skip
 _WORD: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _NUMBER: Final = re.compile(r"[-+]?[\d_.]{1,16}(?:[eE][-+]?\d{1,3})?")
-_NOTHING: Final = frozenset({"", "none", "null", "true", "false", "str", "int", "bool", "float", "bytes", "optional"})
+_NOTHING: Final = frozenset({
+    "", "none", "null", "true", "false", "str", "int", "bool", "float", "bytes", "optional",
+    # How a sentence about it goes on: without these it says the contrary.
+    "not", "no", "is", "was", "unable", "cannot", "missing", "invalid", "expired", "denied", "required", "unset",
+})  # fmt: skip
 _PLAIN_WORDS: Final = re.compile(r"<?\|?[a-z]{1,15}(?:[._/-][a-z0-9]{1,15}){0,12}\|?>?|.{0,11}")
 _ASSIGNED: Final = re.compile(r"[-+]{0,2}([A-Za-z_][\w.-]{0,127})")
 _CHOICE: Final = re.compile(r"[a-z]+(?:[._/-][a-z]+)*")

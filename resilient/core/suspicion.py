@@ -15,7 +15,7 @@ _OF_DEVICES: Final = frozenset({Cause.DEVICE_FAULT, Cause.INTERCONNECT_FAULT})
 def _casts_doubt(rule: Rule) -> bool:
     """What the driver said, whoever is to blame; a CUDA error that has two owners; whatever blames a device."""
     two_owners = rule.family is Family.CUDA and rule.action is Action.INVESTIGATE
-    return rule.family is Family.DRIVER or two_owners or rule.cause in _OF_DEVICES
+    return rule.family in (Family.DRIVER, Family.KUBELET) or two_owners or rule.cause in _OF_DEVICES
 
 
 DOUBTFUL: Final = frozenset(rule.id for rule in RULES if _casts_doubt(rule))

@@ -8,38 +8,35 @@ process died of. Whatever else a script prints is free text, and no witness.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from resilient.core.crowd import Crowd
 from resilient.core.evidence import ErrorLink, ErrorRecord, Evidence, RankEvidence
 from resilient.core.lanes import Lanes, sort_lines
-from resilient.core.traceback_text import builtin_bases, clip, innermost, parse_traceback
+from resilient.core.traceback_text import (
+    LAUNCHERS,
+    builtin_bases,
+    carries,
+    clip,
+    innermost,
+    parse_lines,
+    parse_native,
+)
 
 _MESSAGE_CHARS: Final = 8 * 1024
 _MAX_LINKS: Final = 16
 _SIGABRT: Final = 6
 _SIGINT: Final = 2
-
-# What DataLoader and DataParallel put in front of an exception that they carry over from a worker.
-_CAUGHT: Final = "Caught "
-# They say that something failed, not what: the exception behind them says more.
-_WRAPPERS: Final = frozenset(
-    {
-        "CheckpointException",
-        "ExceptionGroup",
-        "BaseExceptionGroup",
-        "ChildFailedError",
-        "ProcessRaisedException",
-        "Exception",
-        "BaseException",
-        "RuntimeError",
-        "XlaRuntimeError",
-        "InternalError",
-        "UnknownError",
-        "AbortedError",
-    }
+# They only carry others.
+_CARRIERS: Final = frozenset(
+    {"CheckpointException", "ExceptionGroup", "BaseExceptionGroup", "ChildFailedError", "ProcessRaisedException"}
 )
+# They say that something failed, not what: the exception behind them says more.
+_WRAPPERS: Final = _CARRIERS | {
+    "Exception", "BaseException", "RuntimeError", "XlaRuntimeError", "InternalError", "UnknownError", "AbortedError",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +47,8 @@ class Symptoms:
     evidence: Evidence
     chain: tuple[ErrorLink, ...]
     """The exception and what led to it; empty where none is known."""
+    head: tuple[ErrorLink, ...]
+    """The exception that says most: the first that is no mere wrapper of another."""
     frame: str | None
     function: str | None
     signal: int | None
@@ -59,21 +58,18 @@ class Symptoms:
     """All ranks together, for what none of them can say alone."""
 
     @property
-    def head(self) -> tuple[ErrorLink, ...]:
-        """The exception that says most: the first that is no mere wrapper of another."""
-        own = tuple(link for link in self.chain if not link.message.startswith(_CAUGHT)) or self.chain
-        for link in own:
-            if link.type.rpartition(".")[2] not in _WRAPPERS:
-                return (link,)
-        return own[:1]
+    def raised(self) -> bool:
+        """Whether an exception is known that is more than a launcher's report of a failed process."""
+        return any(link.type.rpartition(".")[2] not in LAUNCHERS for link in self.chain)
 
 
 def observe(rank: RankEvidence, evidence: Evidence, crowd: Crowd | None = None) -> Symptoms:
     """Sort the evidence of one rank; ``crowd`` is that of the whole evidence, where it is at hand."""
     signal, code = _ending(rank)
     record = rank.error if rank.error and rank.error.chain else None
+    lines = clip(rank.stderr_tail)
     if record is None and not evidence.from_log:
-        record = _from_stderr(rank.stderr_tail, signal, code)
+        record = _from_stderr(lines, signal, code)
     frame, function = (record.frame, record.function) if record else (None, None)
     if record and function is None and record.traceback:
         frame, function = innermost(record.traceback)
@@ -82,19 +78,20 @@ def observe(rank: RankEvidence, evidence: Evidence, crowd: Crowd | None = None) 
         rank=rank,
         evidence=evidence,
         chain=chain,
+        head=_head(chain),
         frame=frame,
         function=function,
         signal=signal,
         code=code,
         crowd=crowd or Crowd(evidence),
         lanes=sort_lines(
-            tuple(clip(rank.stderr_tail)),
+            tuple(lines),
             kernel=tuple(clip(rank.kernel_log)),
             # NCCL logs to a file where it is told to, and else to stdout, whatever lies behind it.
             nccl=(*clip(rank.nccl_log), *clip(rank.stdout_tail)),
             aborted=signal == _SIGABRT,
             from_log=evidence.from_log,
-            told=any(link.type.rpartition(".")[2] not in _WRAPPERS for link in chain),
+            told=any(link.type.rpartition(".")[2] not in _WRAPPERS and not carries(link) for link in chain),
         ),
     )
 
@@ -111,12 +108,21 @@ def _ending(rank: RankEvidence) -> tuple[int | None, int | None]:
     return None, code
 
 
-def _from_stderr(tail: str, signal: int | None, code: int | None) -> ErrorRecord | None:
+def _head(chain: tuple[ErrorLink, ...]) -> tuple[ErrorLink, ...]:
+    own = tuple(link for link in chain if not carries(link)) or chain
+    for dull in (_WRAPPERS, _CARRIERS):
+        for link in own:
+            if link.type.rpartition(".")[2] not in dull:
+                return (link,)
+    return own[:1]
+
+
+def _from_stderr(lines: Sequence[str], signal: int | None, code: int | None) -> ErrorRecord | None:
     """Read the traceback off stderr, where the way the process ended fits one."""
     # A C++ destructor may abort a process that is already dying of an exception.
     if code in (None, 0) and signal not in (_SIGABRT, _SIGINT):
         return None
-    return parse_traceback(tail)
+    return parse_lines(lines) or (parse_native(lines) if signal == _SIGABRT else None)
 
 
 def _clipped(chain: tuple[ErrorLink, ...]) -> tuple[ErrorLink, ...]:

@@ -57,6 +57,8 @@ class UserRules:
 def read(table: Mapping[str, Any], source: str) -> UserRules:
     """Read ``[[rule]]`` entries; with any problem there are no rules."""
     entries = table.get("rule")
+    if not table:
+        return UserRules(problems=("it is empty; write each rule as a [[rule]] entry",))
     if set(table) - {"rule"} or not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         return UserRules(problems=("it holds something other than [[rule]] entries; write each rule as one",))
     if len(entries) > MOST_RULES:
@@ -91,7 +93,7 @@ def _mistakes(entry: Mapping[str, Any]) -> list[str]:
         f"{key} is longer than {_MOST_CHARS} characters" for key in _KEYS if len(entry.get(key, "")) > _MOST_CHARS
     ]
     if not _ID.fullmatch(entry.get("id", "none")):
-        found.append("its id is not lower case, digits and dashes; write for example tokenizer-away")
+        found.append("its id is not 2 to 61 lower case letters, digits and dashes; write for example tokenizer-away")
     if entry.get("cause") and entry["cause"] not in {cause.value for cause in Cause}:
         found.append(f"no cause is called {entry['cause']!r}; choose from {', '.join(cause.value for cause in Cause)}")
     if "action" in entry and entry["action"] not in {action.value for action in Action}:

@@ -64,4 +64,5 @@ def _blame(verdict: Verdict) -> str:
     if verdict.culprit is None:
         return ""
     node = f" on {verdict.node}" if verdict.node else ""
-    return f"To blame is rank {verdict.culprit}{node}. "
+    device = f" ({verdict.device})" if verdict.device else ""
+    return f"To blame is rank {verdict.culprit}{node}{device}. "
