@@ -2,7 +2,8 @@
 """Memory for snapshots that outlives the worker that fills it.
 
 Owns one slot of an arena: a file without a name, held open by the supervisor and inherited by
-workers, so that it is gone with its last holder whatever dies. A slot only ever grows: a smaller
+workers, so that it is gone with its last holder whatever dies (one that is to outlive the container
+lies in a volume, see :mod:`resilient.checkpoint.volume`). A slot only ever grows: a smaller
 file would kill whoever reads the part that is gone. Its mapping is kept, so that each page is
 mapped once and not with every snapshot. What all ranks share is given back when nobody reads it any more.
 
@@ -11,19 +12,26 @@ A slot on disk is for what does not fit into memory: the kernel may write its pa
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import mmap
 import os
 import stat
+import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from resilient.errors import CheckpointError
 from resilient.link.board import DESCRIPTORS, ON_DISK, SLOTS, SPILL
 from resilient.link.memory import anonymous_file
 
+_PIECE_BYTES: Final = 1 << 20
 _BLOCK_BYTES: Final = 512
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
+_POPULATE_WRITE: Final = 23
+"""``MADV_POPULATE_WRITE``, of Linux 5.14."""
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EFBIG})
 
 
@@ -76,13 +84,19 @@ class Slot:
 
     @property
     def room(self) -> int:
-        """Bytes that are reserved."""
-        return os.fstat(self._fd).st_size
+        """Bytes that are reserved; none while a part of them is not, as when whoever filled them was killed."""
+        found = os.fstat(self._fd)
+        is_whole = self._on_disk or found.st_blocks * _BLOCK_BYTES >= found.st_size
+        return found.st_size if is_whole else 0
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory that it takes: a page that was never touched takes none yet, however large the file is."""
+        return os.fstat(self._fd).st_blocks * _BLOCK_BYTES
 
     def check(self, size_bytes: int, available_bytes: int | None) -> None:
         """Refuse what would take more memory than ``available_bytes``; a slot on disk takes none."""
-        # A page that was never touched takes no memory yet, however large the file is.
-        missing = size_bytes - os.fstat(self._fd).st_blocks * _BLOCK_BYTES
+        missing = size_bytes - self.held_bytes
         if not self._on_disk and available_bytes is not None and missing > max(available_bytes, 0):
             raise NoRoom(
                 f"cannot hold a snapshot of {_mib(size_bytes)} in memory: it takes {_mib(missing)} more and "
@@ -95,8 +109,16 @@ class Slot:
         times slower; other threads run meanwhile."""
         if size_bytes <= (before := self.room):
             return
+        with self._taking(size_bytes):
+            _take_room(self._fd, before, max(size_bytes, os.fstat(self._fd).st_size))
+        if touch:
+            new = self.view(size_bytes)[before:]
+            ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(new)), 0, len(new))
+
+    @contextlib.contextmanager
+    def _taking(self, size_bytes: int) -> Iterator[None]:
         try:
-            os.posix_fallocate(self._fd, 0, size_bytes)
+            yield
         except OSError as error:
             if error.errno not in _NO_ROOM:
                 raise
@@ -105,9 +127,32 @@ class Slot:
                 f"cannot hold a snapshot of {_mib(size_bytes)} {where}: {error.strerror}; "
                 "do give the container more memory, or the journal a larger volume"
             ) from error
-        if touch:
-            new = self.view(size_bytes)[before:]
-            ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(new)), 0, len(new))
+
+    def begin(self, size_bytes: int) -> memoryview:
+        """The first bytes, to be filled part by part, each once it was made ready: new memory is slow to be had, and
+        what fills it need not wait for all of it."""
+        if self._on_disk or not _populates():
+            self.reserve(size_bytes)
+            return self.view(size_bytes)
+        if not self.room:
+            self.give_back()  # what somebody began, and did not end: nobody has a view of it
+        with self._taking(size_bytes):
+            if size_bytes > self.room:
+                os.ftruncate(self._fd, size_bytes)
+        if self._map is None or len(self._map) < size_bytes:
+            self._map = mmap.mmap(self._fd, size_bytes)
+        return memoryview(self._map)[:size_bytes]
+
+    def make_ready(self, start: int, end: int) -> None:
+        """Room for a part of what was begun, of which several may be made ready at a time. The kernel makes the pages
+        and maps them; where it has none it says so, instead of ending the process at the first write to them."""
+        if self._on_disk or self._map is None or not _populates():
+            return
+        first = start - start % mmap.PAGESIZE
+        address = ctypes.addressof(ctypes.c_char.from_buffer(self._map)) + first
+        if _LIBC.madvise(ctypes.c_void_p(address), ctypes.c_size_t(end - first), _POPULATE_WRITE):
+            with self._taking(end):  # older kernels do it so, and others say which error it is
+                os.posix_fallocate(self._fd, first, end - first)
 
     def view(self, size_bytes: int) -> memoryview:
         """The first bytes of the slot, writable, shared with all who hold it; reserve them first."""
@@ -137,22 +182,42 @@ class Slot:
             self._fd = -1
 
 
-def create_arena(rank: int, directory: str | os.PathLike[str]) -> list[Slot]:
-    """Every slot of one rank; that on disk lies in ``directory``."""
-    return [
-        Slot.create_on_disk(directory) if number == SPILL else Slot.create(f"resilient-{rank}-{number}")
-        for number in range(SLOTS)
-    ]
+def _nameless(rank: int, number: int) -> Slot:
+    return Slot.create(f"resilient-{rank}-{number}")
 
 
-def create_arenas(ranks: int, directory: str | os.PathLike[str]) -> dict[int, list[Slot]]:
+def create_arena(
+    rank: int, directory: str | os.PathLike[str], in_memory: Callable[[int, int], Slot] = _nameless
+) -> list[Slot]:
+    """Every slot of one rank; that on disk lies in ``directory``, the others are made by ``in_memory``."""
+    return [Slot.create_on_disk(directory) if number == SPILL else in_memory(rank, number) for number in range(SLOTS)]
+
+
+def create_arenas(
+    ranks: int, directory: str | os.PathLike[str], in_memory: Callable[[int, int], Slot] = _nameless
+) -> dict[int, list[Slot]]:
     """Every slot of every rank: its own, then those that are one for all ranks."""
     shared = [
         Slot.create_on_disk(directory) if number in ON_DISK else Slot.create("resilient-whole")
         for number in range(SLOTS, DESCRIPTORS)
     ]
-    return {rank: create_arena(rank, directory) + shared for rank in range(ranks)}
+    return {rank: create_arena(rank, directory, in_memory) + shared for rank in range(ranks)}
 
 
 def _mib(size_bytes: int) -> str:
     return f"{size_bytes / (1 << 20):,.1f} MiB"
+
+
+def _populates() -> bool:
+    """Whether the system makes a part of a file in memory ready."""
+    return sys.platform == "linux"
+
+
+def _take_room(fd: int, before: int, size_bytes: int) -> None:
+    """By writing, where the system cannot without (macOS)."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(fd, 0, size_bytes)
+        return
+    zeros = bytes(_PIECE_BYTES)
+    while before < size_bytes:
+        before += os.pwrite(fd, zeros[: size_bytes - before], before)

@@ -24,7 +24,7 @@ class State(enum.Enum):
     """What a restore would do with a checkpoint."""
 
     NEXT = "restored next"
-    GOOD = "good"
+    COMPLETE = "complete"
     SET_ASIDE = "set aside"
     EARLIER = "earlier history"
     """Saved before the run was begun anew with ``--fresh``."""
@@ -84,7 +84,7 @@ def read_catalog(store: Store, run: RunRecord) -> Catalog:
     files = directories(store)
     fresh_from = claim.fresh_from if claim else 0
     rows = [_row(store, run, name, files, fresh_from=fresh_from) for name in sorted(files, reverse=True)]
-    first = next((at for at, row in enumerate(rows) if row.state is State.GOOD), None)
+    first = next((at for at, row in enumerate(rows) if row.state is State.COMPLETE), None)
     if first is not None:
         rows[first] = replace(rows[first], state=State.NEXT)
     return Catalog(run=run, rows=tuple(rows), notes=tuple(notes))
@@ -147,7 +147,7 @@ def _compare(store: Store, name: CheckpointName, file: FileRecord) -> str:
 
 
 def _row(store: Store, run: RunRecord, name: CheckpointName, files: Directories, *, fresh_from: int) -> Row:
-    listed = sum(files[name].values())
+    listed = sum(entry.size for entry in files[name].values())
     if not committed_in(files[name]):
         return Row(name=str(name), attempt=name.attempt, step=name.step, state=State.UNCOMMITTED, size_bytes=listed)
     seen = look(store, name, files)
@@ -156,7 +156,7 @@ def _row(store: Store, run: RunRecord, name: CheckpointName, files: Directories,
             name=str(name), attempt=name.attempt, step=name.step, state=State.SET_ASIDE, why=seen, size_bytes=listed
         )
     foreign = seen.run != run.id
-    state = State.SET_ASIDE if foreign else State.EARLIER if name.attempt < fresh_from else State.GOOD
+    state = State.SET_ASIDE if foreign else State.EARLIER if name.attempt < fresh_from else State.COMPLETE
     return Row(
         name=str(name),
         attempt=name.attempt,

@@ -35,9 +35,14 @@ def digest(buffer: Buffer) -> str:
     return PREFIX + xxhash.xxh3_128(buffer).hexdigest()
 
 
+def is_digest(text: str) -> bool:
+    """Whether ``text`` is the digest of anything."""
+    return _FORM.fullmatch(text) is not None
+
+
 def matches(buffer: Buffer, text: str) -> bool:
     """Whether ``buffer`` has the digest ``text``."""
-    if not _FORM.fullmatch(text):
+    if not is_digest(text):
         raise CheckpointError(
             f"cannot verify: {text[:40]!r} is not an xxh3_128 digest; do use the version of resilient that wrote it"
         )

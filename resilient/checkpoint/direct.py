@@ -16,7 +16,7 @@ import os
 import sys
 from typing import Final
 
-from resilient.checkpoint.pieces import each_piece
+from resilient.checkpoint.pieces import Ready, each_piece, there_already
 from resilient.checkpoint.throttle import Throttle
 
 PIECE: Final = 16 << 20
@@ -43,15 +43,15 @@ def write_all(fd: int, data: memoryview, throttle: Throttle) -> None:
             return
         opened.callback(os.close, direct)
 
-        def put(start: int, end: int) -> None:
+        def piece(start: int, end: int) -> None:
             throttle.take(end - start)
-            _put(direct, fd, data[start:end], start)
+            put(direct, fd, data[start:end], start)
 
-        each_piece(whole, PIECE, AT_ONCE, put)
-        _put(fd, fd, data[whole:], whole)
+        each_piece(whole, PIECE, AT_ONCE, piece)
+        put(fd, fd, data[whole:], whole)
 
 
-def read_all(fd: int, buffer: memoryview) -> None:
+def read_all(fd: int, buffer: memoryview, ready: Ready = there_already) -> None:
     """Fill ``buffer`` from the beginning of a file; ``EOFError`` if that is shorter."""
     with contextlib.ExitStack() as opened:
         direct = _open_direct(fd, os.O_RDONLY, buffer)
@@ -59,6 +59,7 @@ def read_all(fd: int, buffer: memoryview) -> None:
             opened.callback(os.close, direct)
 
         def get(start: int, end: int) -> None:
+            ready(start, end)
             view = buffer[start:end]
             _get(fd if direct is None or _is_cached(fd, view, start) else direct, fd, view, start)
 
@@ -92,8 +93,8 @@ def _open_direct(fd: int, mode: int, memory: memoryview) -> int | None:
         return None
 
 
-def _put(fd: int, buffered: int, view: memoryview, offset: int) -> None:
-    """Write all of ``view``; what is refused as direct access goes the ordinary way."""
+def put(fd: int, buffered: int, view: memoryview, offset: int) -> None:
+    """Write all of ``view``; what ``fd`` refuses as direct access goes the ordinary way, through ``buffered``."""
     while view:
         try:
             count = os.pwrite(fd, view, offset)
@@ -112,18 +113,19 @@ def _write_buffered(fd: int, data: memoryview, throttle: Throttle) -> None:
     for start in range(0, len(data), PIECE):
         view = data[start : start + PIECE]
         throttle.take(len(view))
-        _put(fd, fd, view, start)
+        put(fd, fd, view, start)
         for done in (start, start - AT_ONCE * PIECE):
             if done >= 0:
-                _drop(fd, done, PIECE)
+                drop(fd, done, PIECE)
 
 
 def drop_cached(fd: int) -> None:
     """Free the page cache from a file that is durable."""
-    _drop(fd, 0, 0)
+    drop(fd, 0, 0)
 
 
-def _drop(fd: int, start: int, size: int) -> None:
+def drop(fd: int, start: int, size: int) -> None:
+    """Free the page cache from a part of a file, where the system takes advice."""
     if hasattr(os, "posix_fadvise"):
         with contextlib.suppress(OSError):  # it is advice
             os.posix_fadvise(fd, start, size, os.POSIX_FADV_DONTNEED)

@@ -49,27 +49,34 @@ def read_state(store: Store, name: str, manifest: Manifest, rank: int) -> Tree:
     """
     if not 0 <= rank < manifest.world_size:
         raise CheckpointError(f"cannot export rank {rank}: {name} has ranks 0 to {manifest.world_size - 1}")
-    state = _state_of(store, name, manifest, rank)
+    images: dict[str, memoryview] = {}
+    state = _state_of(store, name, manifest, rank, images)
     if not shards_in(state):
         return state
-    others = [_state_of(store, name, manifest, other) for other in range(manifest.world_size) if other != rank]
+    others = [_state_of(store, name, manifest, other, images) for other in range(manifest.world_size) if other != rank]
     found = [shards_in(other) for other in others]
+    made: dict[int, torch.Tensor] = {}
 
     def whole(path: Path, shard: Shard) -> torch.Tensor:
-        shards = [shard, *(shards[path] for shards in found if path in shards)]
+        if (known := made.get(id(shard.local))) is not None:
+            return known  # what is tied stays so
         shape = shard.sharding.shape
-        made = assembled((0,) * len(shape), shape, shards)
-        if made is None:
+        fresh = assembled((0,) * len(shape), shape, [shard, *(shards[path] for shards in found if path in shards)])
+        if fresh is None:
             raise CheckpointError(f"cannot export {render(('state', *path))}: the ranks do not have all of it")
-        return made
+        made[id(shard.local)] = fresh
+        return fresh
 
     return dict(exchanged(state, whole))
 
 
-def _state_of(store: Store, name: str, manifest: Manifest, rank: int) -> Tree:
+def _state_of(store: Store, name: str, manifest: Manifest, rank: int, images: dict[str, memoryview]) -> Tree:
+    """``images``: those that were read by now; ranks may share one."""
     files = manifest.ranks[rank]
-    first, own = (_read(store, name, manifest.file(file)) for file in (files.tensors, files.own))
-    tree = tensors.unflatten(pair.read(first, own))
+    for file in (files.tensors, files.own):
+        if file not in images:
+            images[file] = _read(store, name, manifest.file(file))
+    tree = tensors.unflatten(pair.read(images[files.tensors], images[files.own]))
     state = tree.get("state") if isinstance(tree, dict) else None
     if not isinstance(state, dict):
         raise CheckpointError(f"cannot export {name}: the image is not one of a run")

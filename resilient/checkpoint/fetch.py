@@ -10,7 +10,9 @@ from typing import Any
 
 from resilient.checkpoint.arena import Slot
 from resilient.checkpoint.digest import digest
+from resilient.checkpoint.direct import AT_ONCE, PIECE
 from resilient.checkpoint.layout import Manifest
+from resilient.checkpoint.pieces import Ready, each_piece
 from resilient.checkpoint.requests import Fetch, Fetched
 from resilient.checkpoint.survey import read_manifest
 from resilient.checkpoint.vault import Vault
@@ -43,11 +45,12 @@ def _into_one(vault: Vault, asked: Fetch, manifest: Manifest, slot: Slot, patien
     """All files, once, into the slot that all ranks share: each of them takes what it needs."""
     whole = Whole.of(manifest)
     slot.check(whole.size_bytes, asked.available_bytes)
-    slot.reserve(whole.size_bytes)
-    view = slot.view(whole.size_bytes)
+    view = slot.begin(whole.size_bytes)
+    slot.make_ready(0, len(whole.head))
     view[: len(whole.head)] = whole.head
     for file in manifest.files:
-        patient(vault.read_image, asked.name, file, whole.image(view, file.file))
+        ready = _from(slot, whole.offsets[file.file])
+        patient(vault.read_image, asked.name, file, whole.image(view, file.file), ready)
     return whole
 
 
@@ -64,18 +67,22 @@ def _into_each(
     available = None if asked.available_bytes is None else asked.available_bytes // len(records)
     for slot, record in zip(slots, records, strict=True):
         slot.check(record.size, available)
-        slot.reserve(record.size)
     first: dict[str, Slot] = {}
     for slot, record, files in zip(slots, records, manifest.ranks, strict=True):
-        view = slot.view(record.size)
-        tensors = view[: record.tensors.size]
+        view = slot.begin(record.size)
+        tensors, own = view[: record.tensors.size], view[record.own_offset :]
         if files.tensors in first:
-            _copy(first[files.tensors].fd, tensors)
+            _copy(first[files.tensors].fd, tensors, slot)
         else:
             first[files.tensors] = slot
-            patient(vault.read_image, asked.name, manifest.file(files.tensors), tensors)
-        patient(vault.read_image, asked.name, manifest.file(files.own), view[record.own_offset :])
+            patient(vault.read_image, asked.name, manifest.file(files.tensors), tensors, slot.make_ready)
+        patient(vault.read_image, asked.name, manifest.file(files.own), own, _from(slot, record.own_offset))
     return records
+
+
+def _from(slot: Slot, offset: int) -> Ready:
+    """For an image that begins there."""
+    return lambda start, end: slot.make_ready(offset + start, offset + end)
 
 
 def _record(manifest: Manifest, rank: int, slot: int) -> SlotRecord:
@@ -91,8 +98,12 @@ def _record(manifest: Manifest, rank: int, slot: int) -> SlotRecord:
     )
 
 
-def _copy(fd: int, target: memoryview) -> None:
-    """Fill ``target`` from the beginning of a file in memory; a short file leaves what digests refuse."""
-    done = 0
-    while done < len(target) and (count := os.preadv(fd, [target[done:]], done)):
-        done += count
+def _copy(fd: int, target: memoryview, slot: Slot) -> None:
+    """Fill the beginning of a slot from that of a file in memory; a short file leaves what digests refuse."""
+
+    def copy(start: int, end: int) -> None:
+        slot.make_ready(start, end)
+        while start < end and (count := os.preadv(fd, [target[start:end]], start)):
+            start += count
+
+    each_piece(len(target), PIECE, AT_ONCE, copy)

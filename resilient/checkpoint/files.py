@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from resilient.checkpoint.pieces import Ready, there_already
 from resilient.checkpoint.store_errors import Exists
 from resilient.errors import CheckpointError, SettingsError
 
@@ -40,6 +41,8 @@ class Entry:
 
     name: str
     size: int
+    stamp: str = ""
+    """Another one whenever the file was written anew; empty where the store does not tell."""
 
 
 class Store(abc.ABC):
@@ -68,8 +71,8 @@ class Store(abc.ABC):
         """The whole file, refused when longer than ``limit``."""
 
     @abc.abstractmethod
-    def read_into(self, name: str, buffer: memoryview) -> None:
-        """Fill ``buffer`` from a file that has exactly its size."""
+    def read_into(self, name: str, buffer: memoryview, ready: Ready = there_already) -> None:
+        """Fill ``buffer`` from a file that has exactly its size, each piece of it once it is ``ready``."""
 
     @abc.abstractmethod
     def chunks(self, name: str) -> Iterator[bytes]:

@@ -12,20 +12,30 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from resilient import retry
-from resilient.checkpoint import layout
+from resilient.checkpoint import deny_list, layout
 from resilient.checkpoint.arena import Slot
 from resilient.checkpoint.fetch import fetch
 from resilient.checkpoint.files import Store
 from resilient.checkpoint.holder import Holder, machine, process
-from resilient.checkpoint.layout import AttemptRecord, Debit, FileRecord, Manifest, RankFiles, RunRecord
+from resilient.checkpoint.layout import (
+    AttemptRecord,
+    Debit,
+    DenialRecord,
+    FileRecord,
+    Manifest,
+    RankFiles,
+    RunRecord,
+)
 from resilient.checkpoint.lease import RENEW_S
 from resilient.checkpoint.lock import Lock, acquire
+from resilient.checkpoint.recall import recall
 from resilient.checkpoint.requests import (
     CheckpointRef,
     Claim,
+    Deny,
     Done,
     Fetch,
     Fetched,
@@ -39,14 +49,18 @@ from resilient.checkpoint.requests import (
     Saved,
     Ship,
 )
+from resilient.checkpoint.shipped import ShippedJournal
 from resilient.checkpoint.store import open_store
-from resilient.checkpoint.survey import Survey, survey
+from resilient.checkpoint.survey import Survey, claim_of, survey
 from resilient.checkpoint.throttle import Throttle
-from resilient.checkpoint.vault import Vault
+from resilient.checkpoint.vault import Corrupt, Vault
+from resilient.core.aftermath import Trace
 from resilient.errors import CheckpointError, StoreError
 from resilient.link.board import ON_DISK, Extent, SlotRecord
 
 T = TypeVar("T")
+_DENY_LIST_S: Final = 30.0
+"""After which a start goes on without the deny list, from a store that has answered all else."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -58,6 +72,7 @@ class _Held:
     vault: Vault
     run: RunRecord
     fresh_from: int
+    journal: ShippedJournal
     next_attempt: int
     """The lowest number that neither an attempt nor a debit had when the run was opened."""
     claimed: AttemptRecord | None = None
@@ -66,6 +81,8 @@ class _Held:
     """The exit that was put on record here last."""
     committed: set[int] = field(default_factory=set)
     """Attempts that have a checkpoint."""
+    damaged: set[str] = field(default_factory=set)
+    """Checkpoints whose files were found not to have their digests."""
 
 
 class Keeping:
@@ -121,6 +138,9 @@ class Keeping:
         try:
             run = self._small(asked.patience_s, lambda: vault.identify(make=True))
             found = self._small(asked.patience_s, lambda: survey(store, run, asked.submission, asked.index))
+            beside = self._beside(store, asked)
+            left_by = asked.left_by
+            claim = None if left_by is None else self._small(asked.patience_s, lambda: claim_of(store, left_by))
         except BaseException:
             lock.release()
             raise
@@ -130,11 +150,24 @@ class Keeping:
             lock=lock,
             vault=vault,
             run=run,
+            journal=ShippedJournal(vault.store, asked.submission),
             fresh_from=found.next_attempt if fresh else found.fresh_from,
             next_attempt=found.next_attempt,
             committed={checkpoint.attempt for checkpoint in found.checkpoints},
         )
-        return _opened(asked.id, found, fresh=fresh)
+        return replace(_opened(asked, found, beside, fresh=fresh), fresh_from=self._held.fresh_from, claim=claim)
+
+    def _beside(self, store: Store, asked: Open) -> _Beside:
+        """A deny list that cannot be read denies nothing: it may only spare a run some starts."""
+        notes: list[str] = []
+        try:
+            denials = self._small(min(asked.patience_s, _DENY_LIST_S), lambda: _deny_list(store, notes))
+        except StoreError as error:
+            denials = ()
+            notes.append(f"the deny list is not known, and keeps nothing off: {error}")
+        # Elsewhere each start is a submission of its own.
+        before = recall(store, asked.submission, asked.index, notes) if asked.in_kubernetes else None
+        return _Beside(denials=denials, before=before, notes=tuple(notes))
 
     def _acquire(self, store: Store, asked: Open) -> Lock:
         holder = Holder(
@@ -172,8 +205,9 @@ class Keeping:
         )
         committed_s = time.monotonic()
         held.committed.add(asked.attempt)
-        in_use = {*asked.in_use, *_fallback(held)}
-        pruned = held.vault.prune(asked.attempt, asked.rules, fresh_from=held.fresh_from, in_use=in_use)
+        pruned = held.vault.prune(
+            asked.attempt, asked.rules, fresh_from=held.fresh_from, damaged=held.damaged, in_use=_fallback(held)
+        )
         return Saved(
             id=asked.id,
             name=name,
@@ -201,24 +235,30 @@ class Keeping:
         return slots[number]
 
     def _fetch(self, held: _Held, asked: Fetch) -> Fetched:
-        return fetch(held.vault, asked, self._slot, retry.store_small(asked.patience_s, self.leaving))
+        try:
+            return fetch(held.vault, asked, self._slot, retry.store_small(asked.patience_s, self.leaving))
+        except Corrupt:
+            held.damaged.add(asked.name)
+            raise
 
     def _pause(self, seconds: float) -> None:
         if self.leaving.wait(seconds):
             raise CheckpointError("cannot open: the supervisor is gone")
 
 
-def _operation(held: _Held, request: Claim | Record | Finish | Ship) -> Callable[[], None]:
+def _operation(held: _Held, request: Claim | Record | Deny | Finish | Ship) -> Callable[[], None]:
     """The work of a small request; whatever differs from call to call is made here, once for all tries."""
     vault = held.vault
     if isinstance(request, Claim):
         return _claim(held, request)
     if isinstance(request, Record):
         return _record_exit(held, request.debit)
+    if isinstance(request, Deny):
+        return lambda: deny_list.write(vault.store, request.record)
     if isinstance(request, Finish):
         return lambda: _finish(held, request)
     segment = _segment(request.path)
-    return lambda: vault.ship(held.asked.submission, request.pod, request.number, segment)
+    return lambda: held.journal.keep(request.pod, request.number, segment)
 
 
 def _finish(held: _Held, request: Finish) -> None:
@@ -249,8 +289,11 @@ def _claim(held: _Held, request: Claim) -> Callable[[], None]:
         claimed_s=request.claimed_s,
         token=request.token,
         began_from=request.began_from,
-        held_s=request.held_s,
+        held_s=request.usage.held_s,
+        restarts=request.usage.restarts,
+        restarts_since_commit=request.usage.restarts_since_commit,
         fresh_from=held.fresh_from,
+        skipped=request.skipped,
     )
 
     def claim() -> None:
@@ -293,10 +336,27 @@ def _name_files(records: Sequence[SlotRecord]) -> tuple[tuple[RankFiles, ...], d
     return tuple(ranks), files
 
 
-def _opened(number: int, found: Survey, *, fresh: bool) -> Opened:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Beside:
+    """What a start should know besides what it resumes from."""
+
+    denials: tuple[DenialRecord, ...]
+    before: Trace | None
+    notes: tuple[str, ...]
+
+
+def _deny_list(store: Store, notes: list[str]) -> tuple[DenialRecord, ...]:
+    """What is noted in a try that fails is not said: the next one comes upon it again."""
+    aside: list[str] = []
+    denials = deny_list.read(store, aside)
+    notes.extend(aside)
+    return denials
+
+
+def _opened(asked: Open, found: Survey, beside: _Beside, *, fresh: bool) -> Opened:
     """A new history begins with nothing but the numbers of the old one."""
     return Opened(
-        id=number,
+        id=asked.id,
         run_id=found.run.id,
         next_attempt=found.next_attempt,
         checkpoints=()
@@ -313,7 +373,11 @@ def _opened(number: int, found: Survey, *, fresh: bool) -> Opened:
         ),
         set_aside=() if fresh else found.set_aside,
         debits=found.debits,
-        last_held_s=0.0 if fresh else found.held_s,
+        usage=found.usage(asked.submission, beside.before, time.time()),
         earlier=None if fresh else found.finished,
         ever_committed=not fresh and found.ever_committed,
+        skipped=() if fresh or found.newest is None else found.newest.skipped,
+        denials=beside.denials,
+        before=beside.before,
+        notes=beside.notes,
     )

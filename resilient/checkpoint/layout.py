@@ -9,10 +9,13 @@
         manifest.json                            Manifest; last, and only it makes a checkpoint
     journal/<submission>/<pod>/<number>.jsonl
     debits/<submission>/<index>/<attempt>.json   Debit
+    deny/<node or device>.json                   DenialRecord
+    committed.json                               CommittedMark
     finished.json                                FinishedMark
 
-What is read back is untrusted: size, schema, ranges and names are checked, and
-everything wrong is a :class:`CheckpointError` that says what.
+What is read back is untrusted: its digest, size, schema, ranges and names are checked, and
+everything wrong is a :class:`CheckpointError` that says what. Every record but the segments of
+a journal ends with a digest of what comes before it.
 """
 
 from __future__ import annotations
@@ -21,21 +24,32 @@ import dataclasses
 import json
 import math
 import re
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeVar
 
+from resilient.checkpoint.seal import sealed, unsealed
 from resilient.core import wire
+from resilient.core.batch import MOST_OUT, Batch, is_sound
+from resilient.core.denied import Denied
 from resilient.core.retention import METRICS, is_metric
+from resilient.core.usage import Usage
 from resilient.errors import CheckpointError
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+"""1 had no digests in its records."""
 RUN: Final = "run.json"
 FINISHED: Final = "finished.json"
+COMMITTED: Final = "committed.json"
 MANIFEST: Final = "manifest.json"
 ATTEMPTS: Final = "attempts"
 CHECKPOINTS: Final = "checkpoints"
+DEBITS: Final = "debits"
+DENY: Final = "deny"
 RECORD_LIMIT: Final = 64 << 10
+CLAIM_LIMIT: Final = 512 << 10
+"""A claim names all batches that are left out: up to ``MOST_OUT``, with ``MOST_NOTED`` samples."""
 MANIFEST_LIMIT: Final = 16 << 20
 """About 100 000 ranks."""
 SEGMENT_LIMIT: Final = 64 << 20
@@ -44,6 +58,8 @@ _HIGHEST: Final = 1 << 62
 _NUMBER: Final = r"(0|[1-9][0-9]{0,17})"
 _CHECKPOINT: Final = re.compile(rf"{_NUMBER}-{_NUMBER}(?:\.([1-9][0-9]{{0,8}}))?")
 _COMPONENT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
+_DENIAL_NAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
+_LONGEST_STEM: Final = 200
 _DIGEST: Final = re.compile(r"[a-z0-9_]{1,32}:[0-9a-f]{16,128}")
 
 
@@ -99,7 +115,21 @@ def tensors_file(rank: int) -> str:
 
 def debits_path(submission: str, index: int) -> str:
     """Directory of the debits of one index of one submission."""
-    return f"debits/{component(submission, 'submission')}/{_natural(index, 'index')}"
+    return f"{DEBITS}/{component(submission, 'submission')}/{_natural(index, 'index')}"
+
+
+def deny_path(name: str) -> str:
+    """Where the entry of a node or device lies."""
+    if not is_denial_name(name):
+        raise CheckpointError(f"cannot keep {name[:80]!r} off: it is no name of a node and no UUID of a device")
+    # The name of a node may be as long as the longest file name.
+    short = name if len(name) <= _LONGEST_STEM else f"{name[:_LONGEST_STEM]}-{zlib.crc32(name.encode()):08x}"
+    return f"{DENY}/{short}.json"
+
+
+def is_denial_name(name: str) -> bool:
+    """Whether a node or device can have this name."""
+    return _DENIAL_NAME.fullmatch(name) is not None
 
 
 def segment_path(submission: str, pod: str, number: int) -> str:
@@ -139,8 +169,14 @@ class AttemptRecord:
     """The checkpoint it began from; ``None`` for an empty beginning."""
     held_s: float
     """Seconds for which devices had been held without a newly committed step when it began."""
+    restarts: int = 0
+    """Of the workers, from the beginning of the submission to that of this attempt."""
+    restarts_since_commit: int = 0
     fresh_from: int = 0
     """The attempt with which the present history began; checkpoints of lower ones are left alone."""
+    skipped: tuple[Batch, ...] = ()
+    """Batches that it leaves out, and every attempt that goes on from what it saves. Nothing is saved before this is
+    durable, so no checkpoint was made without a batch that is not on record."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,6 +244,34 @@ class Debit:
     """The machine of the pod that left, where it is known."""
     fault_step: int | None = None
     """Step that the culprit of the last fault had entered."""
+    times: int = 1
+    """It had struck there, without progress in between."""
+    strikes: int = 0
+    """Restarts in place that this fault has had without progress."""
+    batch: Batch | None = None
+    """The batch that it was at."""
+    forgiven: bool = False
+    """A person has cleared the fault: it is neither history nor a rung that was tried."""
+    restarts: int = 0
+    """Of the workers since the submission began, with the one that this exit leads to."""
+    restarts_since_commit: int = 0
+    """The same since a step was committed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DenialRecord:
+    """A node or device that the run keeps off for a while."""
+
+    version: int = FORMAT
+    kind: Denied
+    name: str
+    rule: str
+    """Of the verdict."""
+    evidence: str
+    written_s: float
+    expires_s: float
+    submission: str
+    pod: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,13 +287,27 @@ class FinishedMark:
     attempt: int
 
 
-Record = RunRecord | AttemptRecord | Manifest | Debit | FinishedMark
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommittedMark:
+    """A step was made durable: a listing without any is that of a wrong place, whatever else is there."""
+
+    version: int = FORMAT
+    attempt: int
+    step: int
+
+
+def usage_of(record: AttemptRecord | Debit) -> Usage:
+    """What its submission had used of its budgets."""
+    return Usage(held_s=record.held_s, restarts=record.restarts, restarts_since_commit=record.restarts_since_commit)
+
+
+Record = RunRecord | AttemptRecord | Manifest | Debit | DenialRecord | FinishedMark | CommittedMark
 R = TypeVar("R", bound=Record)
 
 
 def encode(record: Record) -> bytes:
     """The record as it is stored, checked like one that is read: nothing is written that could not be read back."""
-    data = wire.encode(record)
+    data = sealed(wire.encode(record))
     decode(data, type(record), type(record).__name__)
     return data
 
@@ -237,8 +315,9 @@ def encode(record: Record) -> bytes:
 def decode(data: bytes, kind: type[R], where: str) -> R:
     """The record in ``data``; ``where`` is for the error."""
     try:
-        value = json.loads(data.decode())
-        _check_version(value)
+        body, is_sealed = unsealed(data)
+        value = json.loads(body.decode())
+        _check_version(value, is_sealed=is_sealed)
         record = wire.from_data(value, kind)
         if value.get("type", kind.__name__) != kind.__name__:
             raise ValueError(f"it is a {str(value['type'])[:40]!r}")
@@ -246,12 +325,14 @@ def decode(data: bytes, kind: type[R], where: str) -> R:
         if isinstance(record, Manifest):
             _check_files(record)
             _check_metrics(record)
+        if isinstance(record, DenialRecord) and not is_denial_name(record.name):
+            raise ValueError("it names neither a node nor a device")
     except (ValueError, RecursionError, CheckpointError) as error:
         raise CheckpointError(f"cannot read {where}: {str(error)[:300]}; it was damaged or is not ours") from error
     return record
 
 
-def _check_version(value: object) -> None:
+def _check_version(value: object, *, is_sealed: bool) -> None:
     if not isinstance(value, dict):
         raise ValueError("not a JSON object")
     version = value.get("version")
@@ -259,6 +340,8 @@ def _check_version(value: object) -> None:
         raise ValueError("it has no format version")
     if version > FORMAT:
         raise ValueError(f"it has format {version} and this release reads up to {FORMAT}; use a newer resilient")
+    if version > 1 and not is_sealed:
+        raise ValueError("its digest is missing")
 
 
 def _check_ranges(record: object) -> None:
@@ -270,6 +353,10 @@ def _check_ranges(record: object) -> None:
             parse_checkpoint(value)
         if field.name in ("submission", "pod"):
             component(value, field.name)
+        if not all(is_sound(batch) for batch in (value if type(value) is tuple else [value]) if type(batch) is Batch):
+            raise ValueError(f"{field.name} is out of range")
+    if isinstance(record, AttemptRecord) and sum(batch.count for batch in record.skipped) > MOST_OUT:
+        raise ValueError("skipped is out of range")
 
 
 def _check_files(manifest: Manifest) -> None:

@@ -17,6 +17,7 @@ from typing import Final
 
 from resilient.checkpoint import direct
 from resilient.checkpoint.files import CHUNK, Entry, Store, check_name
+from resilient.checkpoint.pieces import Ready, there_already
 from resilient.checkpoint.store_errors import Answered, Missing, explain
 from resilient.checkpoint.throttle import Throttle
 from resilient.errors import CheckpointError
@@ -127,12 +128,12 @@ class _Directory(Store):
                 raise Answered(f"cannot read {self.url}/{name}: it has {size} bytes where at most {limit} belong")
             return b"".join(iter(lambda: os.read(fd, CHUNK), b""))[:limit]
 
-    def read_into(self, name: str, buffer: memoryview) -> None:
+    def read_into(self, name: str, buffer: memoryview, ready: Ready = there_already) -> None:
         with self._reading(name) as (fd, size):
             if size != len(buffer):
                 raise Answered(f"cannot read {self.url}/{name}: it has {size} bytes where {len(buffer)} belong")
             try:
-                direct.read_all(fd, buffer)
+                direct.read_all(fd, buffer, ready)
             except EOFError:
                 raise Answered(f"cannot read {self.url}/{name}: it was cut while it was being read") from None
 
@@ -157,12 +158,15 @@ class _Directory(Store):
             elif item.is_file(follow_symlinks=False):
                 with contextlib.suppress(CheckpointError, FileNotFoundError):  # not a name of ours; gone by now
                     name = check_name(os.path.relpath(item.path, self._root))
-                    yield Entry(name=name, size=item.stat(follow_symlinks=False).st_size)
+                    status = item.stat(follow_symlinks=False)
+                    stamp = f"{status.st_ino}-{status.st_ctime_ns}"  # nobody can set the time of a change
+                    yield Entry(name=name, size=status.st_size, stamp=stamp)
 
     def delete(self, name: str) -> None:
-        with self._doing("delete", name), contextlib.suppress(FileNotFoundError):
+        with self._doing("delete", name):
             full = self._full(name)
-            os.unlink(full)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(full)
             parent = os.path.dirname(full)
             if parent != self._root:
                 with contextlib.suppress(OSError):  # not empty: other files are still there

@@ -103,7 +103,11 @@ def targets(own: Flat, pair: Pair, view: memoryview, places: Places) -> Targets:
 
 def read(tensors: memoryview, own: memoryview) -> Flat:
     """The state in two images; its tensors are views of their memory."""
-    first, second = image.read(tensors), image.read(own)
+    return joined(image.read(tensors), image.read(own))
+
+
+def joined(first: Flat, second: Flat) -> Flat:
+    """The state of two images that were read."""
     names = first.tensors.keys() | second.tensors.keys()
     if first.aliases or first.objects or first.tensors.keys() & second.tensors.keys():
         raise CheckpointError("cannot read images: they are not two of one snapshot; do use another checkpoint")

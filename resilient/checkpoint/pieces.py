@@ -6,6 +6,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeAlias
+
+Ready: TypeAlias = Callable[[int, int], None]
+"""Called with begin and end of each piece before it is filled, by the thread that fills it."""
+
+
+def there_already(start: int, end: int) -> None:
+    """The memory is there already."""
 
 
 def each_piece(size: int, piece: int, at_once: int, work: Callable[[int, int], None]) -> None:

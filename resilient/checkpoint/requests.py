@@ -12,8 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from resilient.checkpoint.layout import Debit, FinishedMark
+from resilient.checkpoint.layout import Debit, DenialRecord, FinishedMark
+from resilient.core.aftermath import Trace
+from resilient.core.batch import Batch
 from resilient.core.retention import Rules
+from resilient.core.usage import Usage
 from resilient.link.board import Extent, SlotRecord
 
 
@@ -40,6 +43,8 @@ class Open:
     """Bytes per second that all saving together may write; ``None``: as fast as it goes."""
     lock_patience_s: float = 75.0
     """For a holder of whom it cannot be seen at once whether it lives; a lease runs out after 60 s."""
+    left_by: int | None = None
+    """The attempt of a snapshot that the container before has left: whose is it?"""
     patience_s: float = 60.0
     """How long a store that does not answer is asked again; so in every request."""
 
@@ -51,11 +56,14 @@ class Claim:
     id: int
     attempt: int
     began_from: str | None
-    held_s: float
+    usage: Usage
+    """Of the submission's budgets when it began."""
     claimed_s: float
     """Wall time."""
     token: str
     """Random: by it a saver that replaces a killed one knows what that one had claimed for us."""
+    skipped: tuple[Batch, ...] = ()
+    """Batches that it leaves out."""
     patience_s: float = 60.0
 
 
@@ -76,8 +84,6 @@ class Save:
     """What the training had measured last when the snapshots were taken."""
     rules: Rules = field(default_factory=Rules)
     """Which checkpoints stay. Not in :class:`Open`, which comes before the script has said what it wants."""
-    in_use: tuple[str, ...] = ()
-    """Names of checkpoints that are being read: they are not pruned."""
     patience_s: float = 120.0
 
 
@@ -106,6 +112,15 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Deny:
+    """Put an entry on the deny list; :class:`Done`."""
+
+    id: int
+    record: DenialRecord
+    patience_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Finish:
     """Write the finished mark; :class:`Done`."""
 
@@ -125,7 +140,7 @@ class Ship:
     patience_s: float = 10.0
 
 
-Request = Open | Claim | Save | Fetch | Record | Finish | Ship
+Request = Open | Claim | Save | Fetch | Record | Deny | Finish | Ship
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,11 +167,23 @@ class Opened:
     """A sentence for each checkpoint or record that is there and cannot be used."""
     debits: tuple[Debit, ...]
     """Of this submission and index, oldest first."""
-    last_held_s: float
-    """Seconds for which devices had been held without a newly committed step, by the newest record."""
+    usage: Usage
+    """What the submission has used of its budgets."""
     earlier: FinishedMark | None
     ever_committed: bool
     """Some record says that a step was saved; if ``checkpoints`` is empty all the same, something is wrong."""
+    fresh_from: int = 0
+    """The attempt with which the present history begins."""
+    claim: str | None = None
+    """The token under which the attempt that ``Open`` asks about is claimed; ``None``: nobody has."""
+    skipped: tuple[Batch, ...] = ()
+    """Batches that the present history leaves out."""
+    denials: tuple[DenialRecord, ...] = ()
+    """The run's deny list, whether its entries are in force or not."""
+    before: Trace | None = None
+    """The supervisor of this index before this one, inside Kubernetes."""
+    notes: tuple[str, ...] = ()
+    """What people should know besides: it costs no state."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,6 +246,6 @@ class Failed:
 Reply = Opened | Done | Saved | Fetched | Failed
 
 REQUESTS: Final[Mapping[str, type[Request]]] = {
-    kind.__name__: kind for kind in (Open, Claim, Save, Fetch, Record, Finish, Ship)
+    kind.__name__: kind for kind in (Open, Claim, Save, Fetch, Record, Deny, Finish, Ship)
 }
 REPLIES: Final[Mapping[str, type[Reply]]] = {kind.__name__: kind for kind in (Opened, Done, Saved, Fetched, Failed)}

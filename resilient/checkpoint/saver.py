@@ -12,6 +12,7 @@ One thread reads requests, one saves, one does everything small, one renews the 
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import queue
@@ -104,6 +105,7 @@ class _Desk:
 def main(argv: Sequence[str]) -> int:
     """``python -m resilient.checkpoint.saver FD '{"0": [5, 6]}'``."""
     number, arenas = argv
+    gc.freeze()  # what was imported stays, and the run is free once this process has ended
     for ignored in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
     with contextlib.suppress(OSError):

@@ -2,7 +2,8 @@
 """Opening a store by its URL, and every store that is not a directory; sole owner of fsspec.
 
 ``file:`` URLs and plain paths go to :mod:`resilient.checkpoint.local_store`, which needs
-``fsync`` and ``O_EXCL``; every other scheme goes through fsspec.
+``fsync`` and ``O_EXCL``; every other scheme goes through fsspec, which is loaded for these alone: to load it
+takes as long as a third of what a supervisor loads.
 """
 
 from __future__ import annotations
@@ -11,21 +12,23 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
-
-import fsspec
-from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from resilient import retry
 from resilient.checkpoint import multipart
 from resilient.checkpoint.files import CHUNK, Entry, Store, check_name
 from resilient.checkpoint.local_store import open_directory
-from resilient.checkpoint.pieces import each_piece
+from resilient.checkpoint.pieces import Ready, each_piece, there_already
 from resilient.checkpoint.store_errors import Answered, Missing, explain, scrub
 from resilient.checkpoint.throttle import Throttle
 from resilient.errors import CheckpointError, SettingsError, StoreError
 
+if TYPE_CHECKING:
+    from fsspec.spec import AbstractFileSystem
+
+_STAMPS: Final = ("ETag", "etag", "generation", "md5Hash")
+"""What changes with an object, as s3fs, adlfs and gcsfs say it."""
 _WRITTEN: Final = ("LastModified", "last_modified", "updated", "mtime", "created")
 """As s3fs, adlfs, gcsfs, file systems and ``memory:`` say it."""
 _MOST_PARTS: Final = 9_000
@@ -44,6 +47,8 @@ small objects beside a large upload."""
 _S3_DEADLINE_S: Final = 60.0
 """For a whole request, as the timeouts above begin anew with every byte that comes, and none of them holds while a
 part is being sent. The slowest line for a save then has 2 MB/s."""
+_S3_LISTING_S: Final = 300.0
+"""A thousand names come with each answer, and a long run's journal has a hundred thousand."""
 _S3_COMPLETION_S: Final = 600.0
 """For putting the parts together, which S3 says may take minutes; it sends a blank now and then meanwhile."""
 
@@ -68,6 +73,8 @@ def open_store(url: str, *, throttle: Throttle | None = None) -> Store:
                 f"cannot use {shown} for checkpoints: a file URL has three slashes; use file:///directory"
             )
         return open_directory(rest, shown, throttle)
+    import fsspec.core
+
     try:
         fs, root = fsspec.core.url_to_fs(url, skip_instance_cache=True)
     except (ImportError, ValueError) as error:
@@ -130,6 +137,8 @@ class _RemoteStore(Store):
     def __init__(
         self, fs: AbstractFileSystem, root: str, url: str, secrets: tuple[str, ...], throttle: Throttle
     ) -> None:
+        from fsspec.spec import AbstractFileSystem
+
         self.fs = fs
         self.throttle = throttle
         self.url = url
@@ -189,6 +198,8 @@ class _RemoteStore(Store):
 
     def _abandon(self, file: Any, name: str) -> None:
         """Break an upload off; closing the file would publish what was sent so far."""
+        from fsspec.spec import AbstractBufferedFile
+
         if isinstance(file, AbstractBufferedFile):
             file.closed = True  # else its finaliser closes it
             with contextlib.suppress(StoreError), self._doing("break off the upload of", name):
@@ -207,16 +218,18 @@ class _RemoteStore(Store):
                 raise Answered(f"cannot read {self.url}/{name}: it has {size} bytes where at most {limit} belong")
             return bytes(self.fs.cat_file(full, **self.deadline)) if size else b""
 
-    def read_into(self, name: str, buffer: memoryview) -> None:
+    def read_into(self, name: str, buffer: memoryview, ready: Ready = there_already) -> None:
         full = self._full(name)
         with self._doing("read", name):
             size = self._size(full)
             if size != len(buffer):
                 raise Answered(f"cannot read {self.url}/{name}: it has {size} bytes where {len(buffer)} belong")
-            each_piece(size, _RANGE, self.at_once, lambda start, end: self._fill(full, buffer[start:end], start))
 
-    def _fill(self, full: str, view: memoryview, offset: int) -> None:
-        view[:] = self._range(full, offset, offset + len(view))
+            def fill(start: int, end: int) -> None:
+                ready(start, end)
+                buffer[start:end] = self._range(full, start, end)
+
+            each_piece(size, _RANGE, self.at_once, fill)
 
     def chunks(self, name: str) -> Iterator[bytes]:
         full = self._full(name)
@@ -247,14 +260,21 @@ class _RemoteStore(Store):
         except FileNotFoundError:
             return
         for row in rows:
-            path = str(row["name"]).rstrip("/")
-            if path == full or not path.startswith(f"{full}/"):  # the marker object of the directory itself
-                continue
-            if row["type"] == "directory":
+            if (path := self._below(full, row)) and row["type"] == "directory":
                 yield from self._walk(path)
-                continue
-            with contextlib.suppress(CheckpointError):  # a name that we never wrote is not ours to look at
-                yield Entry(name=check_name(path[len(self._root) + 1 :]), size=int(row["size"] or 0))
+            elif path:
+                yield from self._entry(path, row)
+
+    def _below(self, full: str, row: Mapping[str, Any]) -> str:
+        """The path of a row; empty for the marker object of the directory itself."""
+        path = str(row["name"]).rstrip("/")
+        return path if path.startswith(f"{full}/") else ""
+
+    def _entry(self, path: str, row: Mapping[str, Any]) -> Iterator[Entry]:
+        with contextlib.suppress(CheckpointError):  # a name that we never wrote is not ours to look at
+            name = check_name(path[len(self._root) + 1 :])
+            stamp = next((str(row[key]) for key in _STAMPS if row.get(key)), "")
+            yield Entry(name=name, size=int(row["size"] or 0), stamp=stamp)
 
     def delete(self, name: str) -> None:
         full = self._full(name)
@@ -291,6 +311,16 @@ class _S3Store(_RemoteStore):
         full = self._full(name)
         with self._doing("create", name):  # a conditional put: open(mode="x") would have no deadline
             self.fs.pipe_file(full, data, mode="create", **self.deadline)
+
+    def _walk(self, full: str) -> Iterator[Entry]:
+        """All levels by one question: a request for each directory would make each save of many checkpoints slower."""
+        try:
+            rows = self.fs.find(full, detail=True, timeout=_S3_LISTING_S)
+        except FileNotFoundError:
+            return
+        for row in rows.values():
+            if (path := self._below(full, row)) and not str(row["name"]).endswith("/"):
+                yield from self._entry(path, row)
 
     def write_file(self, name: str, data: memoryview) -> None:
         full = self._full(name)

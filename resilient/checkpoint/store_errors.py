@@ -8,9 +8,9 @@ looked for first, because s3fs turns any code it does not know into EIO.
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import re
+import sys
 from collections.abc import Iterator
 from typing import Final
 
@@ -91,15 +91,27 @@ _BROKEN_TYPES: Final = frozenset({"ClientPayloadError", "ContentLengthError", "I
 """An answer that broke off. aiohttp gives these a status of their own making, 400."""
 
 
+if sys.version_info >= (3, 11):
+    _NO_ANSWER: Final = (TimeoutError, ConnectionError)
+else:
+    import asyncio  # whose own this was until then
+
+    _NO_ANSWER: Final = (TimeoutError, ConnectionError, asyncio.TimeoutError)
+_NO_ANSWER_BASE: Final = "ClientConnectionError"
+"""aiohttp's, of a host that has no name or does not listen: fsspec's HTTP file system makes "no such file" of it."""
+
+
 def explain(error: BaseException, doing: str, *secrets: str) -> StoreError:
     """The store error for what a back end raised while ``doing`` (``write checkpoints/1-2/manifest.json``)."""
     if isinstance(error, StoreError):
         return error
     kind = _kind(error)
-    said = next((text for text in map(str, _chain(error)) if text), "it said nothing")
+    told = _without_answer(error) or error
+    said = next((text for text in map(str, _chain(told)) if text), "")
+    said = said or ("its file system cannot do that" if isinstance(told, NotImplementedError) else "it said nothing")
     text = scrub(" ".join(said.split())[:300], *secrets)
     advice = next((_ADVICE_BY_CODE[code] for code in map(_code, _chain(error)) if code in _ADVICE_BY_CODE), "")
-    return kind(f"cannot {doing}: {type(error).__name__}: {text}; {advice or _ADVICE[kind]}")
+    return kind(f"cannot {doing}: {type(told).__name__}: {text}; {advice or _ADVICE[kind]}")
 
 
 def kind_of(error: BaseException) -> str:
@@ -141,7 +153,7 @@ def _kind(error: BaseException) -> type[Unreachable] | type[Answered]:
         kind = _kind_of_answer(cause)
         if kind is not None:
             return kind
-    if isinstance(error, (TimeoutError, ConnectionError, asyncio.TimeoutError)):
+    if _without_answer(error) is not None:
         return Unreachable
     if isinstance(error, FileExistsError):
         return Exists
@@ -154,6 +166,15 @@ def _kind(error: BaseException) -> type[Unreachable] | type[Answered]:
     if isinstance(error, (ValueError, TypeError, NotImplementedError)):
         return Answered
     return Unreachable
+
+
+def _without_answer(error: BaseException) -> BaseException | None:
+    """What of an error and its causes says that nobody answered, if one does."""
+    return next((cause for cause in _chain(error) if isinstance(cause, _NO_ANSWER) or _is_of_aiohttp(cause)), None)
+
+
+def _is_of_aiohttp(error: BaseException) -> bool:
+    return any(base.__name__ == _NO_ANSWER_BASE for base in type(error).__mro__)
 
 
 def _kind_of_answer(error: BaseException) -> type[Unreachable] | type[Answered] | None:

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Final
 
 from resilient.checkpoint import layout
 from resilient.checkpoint.files import Entry, Store
 from resilient.checkpoint.layout import (
     AttemptRecord,
     CheckpointName,
+    CommittedMark,
     Debit,
     FinishedMark,
     Manifest,
@@ -24,11 +26,15 @@ from resilient.checkpoint.layout import (
     parse_checkpoint,
 )
 from resilient.checkpoint.store_errors import Answered, Missing
+from resilient.core.aftermath import Trace
 from resilient.core.retention import restore_order
+from resilient.core.usage import NOTHING_USED, Usage
 from resilient.errors import CheckpointError, StoreError
 
-Directories = Mapping[CheckpointName, Mapping[str, int]]
-"""Sizes of the files in each directory that has a checkpoint's name."""
+UNREADABLE: Final = "?"
+"""No token: those are hexadecimal."""
+Directories = Mapping[CheckpointName, Mapping[str, Entry]]
+"""The files, by name, in each directory that has a checkpoint's name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,15 +77,26 @@ class Survey:
     ever_committed: bool
     """Some record says that a step was saved, whatever is still there."""
 
-    @property
-    def held_s(self) -> float:
-        """Seconds for which devices had been held without a newly committed step, by the newest record."""
-        attempt = self.newest.attempt if self.newest else -1
-        if self.debits and self.debits[-1].attempt >= attempt:
-            return self.debits[-1].held_s
-        if self.newest is None or any(c.attempt == attempt for c in self.checkpoints):
-            return 0.0
-        return self.newest.held_s
+    def usage(self, submission: str, before: Trace | None, now_s: float) -> Usage:
+        """What this submission has used of its budgets, by its newest record, and of its time also by the journal of
+        the supervisor before: whoever was killed has recorded nothing at its end."""
+        recorded, since_s = self._recorded(submission)
+        if before is None:
+            return recorded
+        more_s = max(0.0, min(before.last_s, now_s) - max(before.started_s, since_s))
+        return replace(recorded, held_s=recorded.held_s + more_s)
+
+    def _recorded(self, submission: str) -> tuple[Usage, float]:
+        """The same by the newest record, and when that was so."""
+        claim = self.newest if self.newest is not None and self.newest.submission == submission else None
+        debit = self.debits[-1] if self.debits else None
+        if debit is not None and (claim is None or debit.attempt >= claim.attempt):
+            return layout.usage_of(debit), debit.wall_s
+        if claim is None:
+            return NOTHING_USED, 0.0
+        used = layout.usage_of(claim)
+        committed = [saved.manifest.created_s for saved in self.checkpoints if saved.attempt == claim.attempt]
+        return (used.and_committed(), max(committed)) if committed else (used, claim.claimed_s)
 
 
 def survey(store: Store, run: RunRecord, submission: str, index: int) -> Survey:
@@ -106,8 +123,23 @@ def survey(store: Store, run: RunRecord, submission: str, index: int) -> Survey:
         debits=tuple(debits),
         finished=finished,
         # A loop that was broken off early, or a script without steps, may have finished with nothing saved.
-        ever_committed=committed or bool(finished and finished.how == "steps") or bool(newest and newest.began_from),
+        ever_committed=committed
+        or bool(finished and finished.how == "steps")
+        or bool(newest and newest.began_from)
+        or (not checkpoints and _has_committed(store, fresh_from, aside)),
     )
+
+
+def _has_committed(store: Store, fresh_from: int, aside: list[str]) -> bool:
+    """Whether an attempt of this history has left word that it made a step durable."""
+    try:
+        data = store.read(layout.COMMITTED, layout.RECORD_LIMIT)
+        return layout.decode(data, CommittedMark, layout.COMMITTED).attempt >= fresh_from
+    except Missing:
+        return False
+    except CheckpointError as error:
+        set_aside(error, aside)
+        return True  # only whoever has committed writes it
 
 
 def read_manifest(store: Store, name: str) -> Manifest:
@@ -119,29 +151,31 @@ def read_manifest(store: Store, name: str) -> Manifest:
     return manifest
 
 
-def directories(store: Store) -> dict[CheckpointName, dict[str, int]]:
-    """Sizes of the files in each directory that has a checkpoint's name; others are not ours."""
-    found: dict[CheckpointName, dict[str, int]] = {}
+def directories(store: Store) -> dict[CheckpointName, dict[str, Entry]]:
+    """The files in each directory that has a checkpoint's name; others are not ours."""
+    found: dict[CheckpointName, dict[str, Entry]] = {}
     for entry in store.list(layout.CHECKPOINTS):
         parts = entry.name.split("/")
         if len(parts) == 3:
             with contextlib.suppress(CheckpointError):
-                found.setdefault(parse_checkpoint(parts[1]), {})[parts[2]] = entry.size
+                found.setdefault(parse_checkpoint(parts[1]), {})[parts[2]] = entry
     return found
 
 
-def look(store: Store, name: CheckpointName, files: Directories) -> Manifest | str:
+def look(
+    store: Store, name: CheckpointName, files: Directories, read: Callable[[Store, str], Manifest] = read_manifest
+) -> Manifest | str:
     """The manifest of a committed checkpoint, or why it cannot be used. Digests are not looked at."""
     try:
-        manifest = read_manifest(store, str(name))
+        manifest = read(store, str(name))
     except CheckpointError as error:
         reasons: list[str] = []
-        _set_aside(error, reasons)
+        set_aside(error, reasons)
         return reasons[0]
     for file in manifest.files:
-        size = files[name].get(file.file)
-        if size != file.size:
-            there = "is missing" if size is None else f"has {size} bytes where {file.size} belong"
+        entry = files[name].get(file.file)
+        if entry is None or entry.size != file.size:
+            there = "is missing" if entry is None else f"has {entry.size} bytes where {file.size} belong"
             return f"cannot use checkpoint {name}: {file.file} {there}"
     return manifest
 
@@ -164,6 +198,18 @@ def _checkpoints(
     return tuple(restore_order(usable)), bool(committed)
 
 
+def claim_of(store: Store, attempt: int) -> str | None:
+    """The token under which an attempt is claimed, ``UNREADABLE`` where that is damaged; ``None``: nobody has."""
+    path = layout.attempt_path(attempt)
+    try:
+        return layout.decode(store.read(path, layout.CLAIM_LIMIT), AttemptRecord, path).token
+    except Missing:
+        return None
+    except CheckpointError as error:
+        set_aside(error, [])
+        return UNREADABLE
+
+
 def newest_claim(store: Store, aside: list[str]) -> AttemptRecord | None:
     """The newest claim that can be read; what cannot be goes to ``aside``."""
     return _newest_claim(store, _numbered(store.list(layout.ATTEMPTS)), aside)
@@ -172,12 +218,12 @@ def newest_claim(store: Store, aside: list[str]) -> AttemptRecord | None:
 def _newest_claim(store: Store, claimed: Mapping[int, str], aside: list[str]) -> AttemptRecord | None:
     for attempt in sorted(claimed, reverse=True):
         try:
-            record = layout.decode(store.read(claimed[attempt], layout.RECORD_LIMIT), AttemptRecord, claimed[attempt])
+            record = layout.decode(store.read(claimed[attempt], layout.CLAIM_LIMIT), AttemptRecord, claimed[attempt])
             if record.attempt == attempt:
                 return record
             aside.append(f"cannot use {claimed[attempt]}: it is the claim of attempt {record.attempt}")
         except CheckpointError as error:
-            _set_aside(error, aside)
+            set_aside(error, aside)
     return None
 
 
@@ -186,9 +232,9 @@ def _fresh_by(store: Store, fresh_from: int) -> str | None:
         return None
     path = layout.attempt_path(fresh_from)
     try:
-        return layout.decode(store.read(path, layout.RECORD_LIMIT), AttemptRecord, path).submission
+        return layout.decode(store.read(path, layout.CLAIM_LIMIT), AttemptRecord, path).submission
     except CheckpointError as error:
-        _set_aside(error, [])
+        set_aside(error, [])
         return None
 
 
@@ -197,7 +243,7 @@ def _debits(store: Store, debited: Mapping[int, str], aside: list[str]) -> Itera
         try:
             yield layout.decode(store.read(name, layout.RECORD_LIMIT), Debit, name)
         except CheckpointError as error:
-            _set_aside(error, aside)
+            set_aside(error, aside)
 
 
 def finished_mark(store: Store, aside: list[str]) -> FinishedMark | None:
@@ -207,11 +253,11 @@ def finished_mark(store: Store, aside: list[str]) -> FinishedMark | None:
     except Missing:
         return None
     except CheckpointError as error:
-        _set_aside(error, aside)
+        set_aside(error, aside)
         return None
 
 
-def committed_in(files: Mapping[str, int]) -> bool:
+def committed_in(files: Collection[str]) -> bool:
     """Whether a directory with these files is a checkpoint."""
     return layout.MANIFEST in files
 
@@ -226,7 +272,7 @@ def _stem(entry: Entry) -> str:
     return entry.name.rpartition("/")[2].removesuffix(".json")
 
 
-def _set_aside(error: CheckpointError, aside: list[str]) -> None:
+def set_aside(error: CheckpointError, aside: list[str]) -> None:
     """Note a record that cannot be used. No answer, or no permission, says nothing about the record."""
     if isinstance(error, StoreError) and type(error) not in (Missing, Answered):
         raise error

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from resilient.checkpoint.objects import Path, decode, encode, render
 from resilient.checkpoint.objects_reader import Unpacker
@@ -80,13 +81,6 @@ class Flat:
     """The DTensors that some of ``tensors`` are local tensors of: it is their version that an optimizer raises."""
 
 
-@dataclass(frozen=True, slots=True)
-class TensorName:
-    """Stands for a tensor in ``skeleton``."""
-
-    name: str
-
-
 def flatten(tree: object, *, path: Path = ("state",), behind: Collection[int] = ()) -> Flat:
     """Take a state apart; CheckpointError names the path of what cannot be saved exactly.
 
@@ -115,22 +109,6 @@ def unflatten(flat: Flat) -> object:
     if unused:
         raise _nonsense(f"the tensor {min(unused)[:80]!r} belongs nowhere")
     return tree
-
-
-def copied(flat: Flat) -> Flat:
-    """The same state in memory of its own; what a live optimizer is given must not lie in an arena."""
-    tensors = {name: tensor.clone() for name, tensor in flat.tensors.items()}
-    return Flat(tensors=tensors, aliases=flat.aliases, objects=flat.objects)
-
-
-def skeleton(flat: Flat) -> object:
-    """Put a state together with a ``TensorName`` in the place of each tensor."""
-
-    def name(body: Json) -> TensorName:
-        return TensorName(text_of(body))
-
-    shard = {"DTensor": lambda body: name(list_of(body, 2)[0])}
-    return decode(flat.objects, unpackers={**_UNPACKERS, **shard, "tensor": name})
 
 
 def tensor_of(flat: Flat, name: str) -> torch.Tensor:
@@ -181,6 +159,11 @@ class Gathering:
     def lie_where_they_lay(self) -> bool:
         """Whether every tensor has its memory where it had it; a fraction of a microsecond each."""
         return self._addresses == [*map(torch.Tensor.data_ptr, self._locals())]
+
+    def has_views(self) -> bool:
+        """Whether different tensors have elements in one storage, those of what came before included."""
+        seen = [*self._seen, *(self._after._seen if self._after is not None else ())]
+        return len({identity[:2] for identity in seen}) < len(seen)
 
     def are_as_they_were(self) -> bool:
         """Whether they are read as they were as well: shape, strides and dtype can be changed in place."""
@@ -279,6 +262,8 @@ def _flaw(tensor: torch.Tensor) -> str | None:
         return "it is quantized; do save int_repr() of it with scale and zero point"
     if tensor.is_meta:
         return "it is on the meta device and has no values; do give the module its parameters first"
+    if is_lazy(tensor):
+        return "it has no shape yet; do run a batch through its module first"
     if kind not in _PLAIN:
         return f"{type_of(tensor)} is more than its values; do save the plain tensors that it is made of"
     if not can_exist((*tensor.shape, 1)):
@@ -289,7 +274,7 @@ def _flaw(tensor: torch.Tensor) -> str | None:
 
 
 def _identity(tensor: torch.Tensor) -> tuple[object, ...]:
-    """What is the same for tied tensors only, while they live."""
+    """What is the same for tied tensors only, while they live; it begins with their storage."""
     return (
         tensor.device,
         tensor.untyped_storage().data_ptr(),

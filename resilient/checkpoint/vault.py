@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operations on a run's directory: claim, save, verify, prune, record, ship.
+"""The operations on a run's directory: claim, save, verify, prune, record.
 
 The order of writes is the whole safety argument: a checkpoint's files go into a fresh
 directory and are durable before its manifest is created, exclusively and in one instant;
@@ -16,7 +16,7 @@ import contextlib
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from resilient.checkpoint import layout
@@ -25,6 +25,7 @@ from resilient.checkpoint.files import Store
 from resilient.checkpoint.layout import (
     AttemptRecord,
     CheckpointName,
+    CommittedMark,
     Debit,
     FileRecord,
     FinishedMark,
@@ -32,8 +33,19 @@ from resilient.checkpoint.layout import (
     RunRecord,
     parse_checkpoint,
 )
+from resilient.checkpoint.manifests import Manifests
+from resilient.checkpoint.pieces import Ready, there_already
 from resilient.checkpoint.store_errors import Exists, Missing
-from resilient.checkpoint.survey import Directories, committed_in, directories, finished_mark, look, read_manifest
+from resilient.checkpoint.survey import (
+    Directories,
+    committed_in,
+    directories,
+    finished_mark,
+    look,
+    newest_claim,
+    read_manifest,
+)
+from resilient.core.batch import Batch
 from resilient.core.retention import Rules, prunable
 from resilient.errors import CheckpointError
 
@@ -61,6 +73,9 @@ class Vault:
     def __init__(self, store: Store, *, clock: Callable[[], float]) -> None:
         self.store = store
         self._clock = clock
+        self._manifests = Manifests()
+        self._noted = 0
+        """The attempt that is known to have committed."""
 
     # Reading.
 
@@ -85,10 +100,10 @@ class Vault:
             return self.identify(make=False)
         return record
 
-    def read_image(self, name: str, file: FileRecord, buffer: memoryview) -> None:
-        """Fill ``buffer`` with an image and verify its digest."""
+    def read_image(self, name: str, file: FileRecord, buffer: memoryview, ready: Ready = there_already) -> None:
+        """Fill ``buffer`` with an image, each piece of it once it is ``ready``, and verify its digest."""
         path = layout.checkpoint_path(name, file.file)
-        self.store.read_into(path, buffer)
+        self.store.read_into(path, buffer, ready)
         if not matches(buffer, file.digest):
             raise Corrupt(f"cannot use checkpoint {name}: {file.file} was changed since it was saved (digest differs)")
 
@@ -121,8 +136,15 @@ class Vault:
         try:
             self.store.create(path, layout.encode(record))
         except Exists:
-            if layout.decode(self.store.read(path, layout.RECORD_LIMIT), AttemptRecord, path).token != record.token:
+            if layout.decode(self.store.read(path, layout.CLAIM_LIMIT), AttemptRecord, path).token != record.token:
                 raise
+
+    def forgive_batches(self, batches: Collection[Batch]) -> None:
+        """Train on batches again that are left out; a checkpoint that was saved behind one of them stays as it is."""
+        newest = newest_claim(self.store, [])
+        if newest is not None:
+            left = tuple(batch for batch in newest.skipped if batch not in batches)
+            self.store.replace(layout.attempt_path(newest.attempt), layout.encode(replace(newest, skipped=left)))
 
     def record(self, debit: Debit, *, over: Debit | None = None) -> None:
         """Put an exit on record; ``over`` is one of our own that did not come to pass, as another overtook it."""
@@ -140,10 +162,6 @@ class Vault:
         if earlier is None or earlier.attempt <= mark.attempt:
             self.store.replace(layout.FINISHED, layout.encode(mark))
 
-    def ship(self, submission: str, pod: str, number: int, segment: bytes) -> None:
-        """Keep a segment of a pod's journal."""
-        self._create_once(layout.segment_path(submission, pod, number), segment)
-
     def save(self, manifest: Manifest, images: Mapping[str, memoryview], check: Callable[[], None]) -> str:
         """Write the images, by file name, and commit them; the new checkpoint's name.
 
@@ -159,7 +177,16 @@ class Vault:
         except CheckpointError:
             self._forget(name)
             raise
+        self._note_commit(manifest)
         return str(name)
+
+    def _note_commit(self, manifest: Manifest) -> None:
+        """Once for each attempt; a store that fails now is asked again with the next checkpoint."""
+        if self._noted < manifest.attempt:
+            mark = CommittedMark(attempt=manifest.attempt, step=manifest.step)
+            with contextlib.suppress(CheckpointError):
+                self.store.replace(layout.COMMITTED, layout.encode(mark))
+                self._noted = manifest.attempt
 
     def _write_all(self, name: CheckpointName, manifest: Manifest, images: Mapping[str, memoryview]) -> None:
         """Several files at once, and their digests meanwhile; returns when nothing is under way any more."""
@@ -178,22 +205,32 @@ class Vault:
                 raise
 
     def prune(
-        self, attempt: int, rules: Rules, *, fresh_from: int, in_use: Collection[str] = (), only_say: bool = False
+        self,
+        attempt: int,
+        rules: Rules,
+        *,
+        fresh_from: int,
+        damaged: Collection[str] = (),
+        in_use: Collection[str] = (),
+        only_say: bool = False,
     ) -> Pruned:
         """Delete what retention does not keep, and what was left behind without a manifest.
 
         ``attempt`` is the newest that is ours. Leftovers of higher attempts are those of a supervisor
         that replaced this one, and earlier histories are not ours to shorten.
+        ``damaged`` are those whose files were found not to have their digests: only sizes are looked at here.
         With ``only_say`` nothing is deleted, and the answer is what would be.
         """
         deleted: list[str] = []
         failed: list[str] = []
         try:
-            files = {name: sizes for name, sizes in directories(self.store).items() if name.attempt >= fresh_from}
-            doomed = self._doomed(files, attempt, rules, in_use)
+            files = {name: found for name, found in directories(self.store).items() if name.attempt >= fresh_from}
+            good, bad = self._committed(files)
+            doomed = prunable([*good, *bad], rules, damaged={*damaged, *(one.name for one in bad)}, in_use=in_use)
         except CheckpointError as error:
             return Pruned(failed=(str(error),))
-        for name in doomed:
+        leftovers = [name for name in files if not committed_in(files[name]) and name.attempt <= attempt]
+        for name in (*map(parse_checkpoint, doomed), *leftovers):
             try:
                 if not only_say:
                     self._delete(name, files[name])
@@ -202,23 +239,26 @@ class Vault:
                 failed.append(str(error))
         return Pruned(deleted=tuple(deleted), failed=tuple(failed))
 
-    def _doomed(self, files: Directories, attempt: int, rules: Rules, in_use: Collection[str]) -> list[CheckpointName]:
-        committed, damaged = [], []
+    def _committed(self, files: Directories) -> tuple[list[_Committed], list[_Committed]]:
+        """The checkpoints of this run: those that can be used, as far as that is seen without reading all of them, and
+        those that cannot. Another run's are no good to this one, and not its to delete."""
+        run = self.identify(make=False).id
+        good, bad = [], []
+        read = self._manifests.reader(files)
         for name in (name for name in files if committed_in(files[name])):
-            seen = look(self.store, name, files)
-            metrics = {} if isinstance(seen, str) else seen.metrics
-            committed.append(_Committed(name=str(name), attempt=name.attempt, step=name.step, metrics=metrics))
-            damaged += [str(name)] if isinstance(seen, str) else []
-        doomed = prunable(committed, rules, damaged=damaged, in_use=in_use)
-        leftovers = [name for name in files if not committed_in(files[name]) and name.attempt <= attempt]
-        return [*map(parse_checkpoint, doomed), *leftovers]
+            seen = look(self.store, name, files, read)
+            if isinstance(seen, str):
+                bad.append(_Committed(name=str(name), attempt=name.attempt, step=name.step, metrics={}))
+            elif seen.run == run:
+                good.append(_Committed(name=str(name), attempt=name.attempt, step=name.step, metrics=seen.metrics))
+        return good, bad
 
     def _create_once(self, path: str, data: bytes) -> None:
         """Create a record; one that is there already with these very bytes is ours, its answer having been lost."""
         try:
             self.store.create(path, data)
         except Exists:
-            if self.store.read(path, layout.SEGMENT_LIMIT) != data:
+            if self.store.read(path, layout.MANIFEST_LIMIT) != data:
                 raise
 
     def _fresh_name(self, attempt: int, step: int) -> CheckpointName:
@@ -228,7 +268,8 @@ class Vault:
     def _forget(self, name: CheckpointName) -> None:
         """Delete a try at saving that failed, to free its space; what cannot be deleted is pruned later."""
         with contextlib.suppress(CheckpointError):
-            self._delete(name, directories(self.store).get(name, {}))
+            # Where no file was begun, its directory may have been: that goes with the last of them.
+            self._delete(name, {layout.MANIFEST, *directories(self.store).get(name, {})})
 
     def _delete(self, name: CheckpointName, files: Iterable[str]) -> None:
         """The manifest first: from then on it is no checkpoint, however far the rest gets."""

@@ -142,7 +142,7 @@ def made_of(
         world_size=world_size,
         created_s=created_s,
         versions=versions,
-        dcp=metadata.version,
+        dcp=getattr(metadata, "version", None),  # since torch 2.9
         files=tuple(sorted(set(files.values()), key=lambda file: file.name)),
         tensors=tensors,
         objects=plain,
@@ -164,7 +164,9 @@ def metadata_of(manifest: Manifest) -> Metadata:
                 for chunk in tensor.chunks
             ],
         )
-    return Metadata(known, planner_data=manifest.planner, storage_data=manifest, version=manifest.dcp)
+    metadata = Metadata(known, planner_data=manifest.planner, storage_data=manifest)
+    metadata.version = manifest.dcp  # torch 2.8 has no such field, and does not mind
+    return metadata
 
 
 # As bytes
