@@ -26,8 +26,9 @@ PLATFORM_VARIABLES: Final = (
     "RESILIENT_NODE",
     "RESILIENT_POD",
     "RESILIENT_NAMESPACE",
+    "RESILIENT_POD_UID",
 )
-"""What a manifest passes through the downward API."""
+"""What a manifest passes through the downward API; the last for the API server, and for `--snapshots`."""
 
 INTERNAL_PREFIX: Final = "RESILIENT_INTERNAL_"
 """What a supervisor tells its workers, and nobody else may."""
@@ -58,6 +59,21 @@ class Platform:
     node: str | None
     pod: str | None
     namespace: str | None
+    pod_uid: str | None = None
+    """What tells the pod from another of its name."""
+
+    @property
+    def unnamed_pod(self) -> str:
+        """What is missing to find the own pod at the API server; nothing where it can be found."""
+        fields = {
+            "RESILIENT_POD": ("metadata.name", self.pod),
+            "RESILIENT_NAMESPACE": ("metadata.namespace", self.namespace),
+            "RESILIENT_POD_UID": ("metadata.uid", self.pod_uid),
+        }
+        missing = {name: path for name, (path, value) in fields.items() if value is None}
+        do = " and ".join(f"{path} into {name}" for name, path in missing.items())
+        what = f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} not set"
+        return f"cannot tell which pod this is: {what}; project {do}" if missing else ""
 
 
 def read_platform(environ: Mapping[str, str]) -> Platform:
@@ -71,6 +87,7 @@ def read_platform(environ: Mapping[str, str]) -> Platform:
         node=_name(environ, "RESILIENT_NODE"),
         pod=_name(environ, "RESILIENT_POD"),
         namespace=_name(environ, "RESILIENT_NAMESPACE"),
+        pod_uid=_name(environ, "RESILIENT_POD_UID"),
     )
 
 
@@ -97,6 +114,8 @@ class WorkerFacts:
     """Where our supervisor wants the error record."""
     stacks: str | None
     """How our supervisor wants stacks dumped."""
+    cublas_workspace: str | None = None
+    """``CUBLAS_WORKSPACE_CONFIG``."""
 
 
 def read_worker(environ: Mapping[str, str]) -> WorkerFacts:
@@ -125,6 +144,7 @@ def read_worker(environ: Mapping[str, str]) -> WorkerFacts:
         link_fd=_number(environ, LINK_VARIABLE),
         error_file=environ.get(ERROR_FILE_VARIABLE) or None,
         stacks=environ.get(STACKS_VARIABLE) or None,
+        cublas_workspace=environ.get("CUBLAS_WORKSPACE_CONFIG") or None,
     )
 
 

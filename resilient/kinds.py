@@ -7,14 +7,18 @@ on anything else. ``format`` gives the text that ``parse`` reads back the same.
 
 from __future__ import annotations
 
+import enum
 import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from resilient.core.batch import MOST_OUT
 from resilient.core.cadence import Every
-from resilient.core.policy import OnCodeFault
+from resilient.core.cloud import Cloud
+from resilient.core.on_code_fault import OnCodeFault
+from resilient.core.pod_status import PodAccess
 from resilient.core.retention import Best, is_metric
 from resilient.durations import every_steps, format_duration, format_every, parse_duration, parse_every
 
@@ -25,6 +29,8 @@ _UNITS: Final[dict[str, int]] = {
     for power, (decimal, binary) in enumerate((("", ""), ("k", "Ki"), ("M", "Mi"), ("G", "Gi"), ("T", "Ti")))
     for unit, base in ((decimal, 1000), (binary, 1024))
 }
+_WHOLE: Final = re.compile(r"[+-]?\d+", re.ASCII)
+_DIGITS: Final = 18
 _BEST_BY: Final = re.compile(r"([^:]*):(min|max):([^:]*)")
 _BYTES_PER_S: Final = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*([kMGT]i?|Ki|)B/s")
 
@@ -46,11 +52,19 @@ def _text(value: object) -> str:
     return str(value).strip()
 
 
+def _at_most(count: int, most: int) -> int:
+    if count > most:
+        raise ValueError(f"it is more than {most}; give that or less")
+    return count
+
+
 def _whole(text: str, least: int) -> int:
-    if not text.lstrip("+-").isdecimal() or len(text) > 18:
+    if not _WHOLE.fullmatch(text):
         raise ValueError(f"it is not a whole number; give {least} or more")
-    if int(text) < least:
+    if text.startswith("-") or int(text[:_DIGITS]) < least:
         raise ValueError(f"it is less than {least}; give {least} or more")
+    if len(text) > _DIGITS:
+        raise ValueError(f"it has more than {_DIGITS} digits; give a smaller number")
     return int(text)
 
 
@@ -83,7 +97,7 @@ def _bandwidth(value: object) -> int:
     # The unit is told to the letter: MB/s and Mb/s differ by a factor of eight.
     match = _BYTES_PER_S.fullmatch(_text(value).replace("KB", "kB"))
     if match is None or match[2] not in _UNITS:
-        raise ValueError("it is not a number of bytes per second; write for example 200MB/s or 1GiB/s")
+        raise ValueError("it is not a number of bytes per second, of 9 digits at most; write for example 200MB/s")
     if not 1000 <= (count := round(float(match[1]) * _UNITS[match[2]])) <= 10**15:
         raise ValueError("it is not between 1kB/s and 1000TB/s; choose a limit between them, or none")
     return count
@@ -105,10 +119,10 @@ def _format_best(best: Best) -> str:
     return f"{best.metric}:{'min' if best.lowest else 'max'}:{best.count}"
 
 
-def _choice(words: type[OnCodeFault]) -> Kind:
+def _choice(words: type[enum.Enum]) -> Kind:
     """One of a few words."""
 
-    def parse(value: object) -> OnCodeFault:
+    def parse(value: object) -> enum.Enum:
         text = _text(value)
         if text not in (names := [word.value for word in words]):
             raise ValueError(f"it is none of the words that are known; choose from {', '.join(names)}")
@@ -133,8 +147,12 @@ TIMEOUT: Final = _or("none", DURATION)
 BANDWIDTH: Final = _or("none", Kind(parse=_bandwidth, format=_format_bandwidth, placeholder="RATE"))
 COUNT: Final = Kind(parse=lambda value: _whole(_text(value), 1), format=str, placeholder="N")
 SOME: Final = _or("none", COUNT)
+UP_TO: Final = Kind(parse=lambda value: _whole(_text(value), 0), format=str, placeholder="N")
 BEST: Final = _or("none", Kind(parse=_best, format=_format_best, placeholder="METRIC:min|max:N"))
-RESTARTS: Final = _or("none", Kind(parse=lambda value: _whole(_text(value), 0), format=str, placeholder="N"))
+RESTARTS: Final = _or("none", UP_TO)
+BATCHES: Final = Kind(parse=lambda value: _at_most(UP_TO.parse(value), MOST_OUT), format=str, placeholder="N")
 PATH: Final = Kind(parse=_path, format=str, placeholder="PATH")
 CODE_FAULT: Final = _choice(OnCodeFault)
+NOTICES: Final = _or("none", _choice(Cloud))
+POD_API: Final = _or("none", _choice(PodAccess))
 SWITCH: Final = Kind(parse=_switch, format=lambda value: str(value).lower(), placeholder="")

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Callable
 
 import tenacity
 
 from resilient.errors import StoreError
+
+_POD_API_S = 60.0
 
 
 def store_small(patience_s: float, leaving: threading.Event) -> tenacity.Retrying:
@@ -29,6 +32,32 @@ def store_part(leaving: threading.Event) -> tenacity.Retrying:
     """For one part of a large file: a hiccup must not cost all the other parts. Soon given up, as the whole is tried
     again too: at most 5 times, with 8 s of waiting in all, and nothing is begun again after 30 s."""
     return _policy(30.0, leaving, first_s=0.5, most_s=5.0, most_attempts=5)
+
+
+def pod_api(
+    leaving: threading.Event, again_s: Callable[[BaseException], float | None], failed: Callable[[], None]
+) -> tenacity.Retrying:
+    """For one request to the API server: soon given up, as the next failure has news of its own. ``again_s`` says how
+    long the server wants to be left alone, and ``None`` of what would end the same; who is told to wait for longer
+    than the patience gives up at once. ``failed`` is called before each wait."""
+    jitter = tenacity.wait_random_exponential(multiplier=0.5, max=8.0)
+
+    def wait_s(state: tenacity.RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome is not None else None
+        return jitter(state) + ((again_s(error) if error is not None else None) or 0.0)
+
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception(lambda error: again_s(error) is not None),
+        wait=wait_s,
+        before_sleep=lambda state: failed(),
+        stop=tenacity.stop_any(
+            tenacity.stop_before_delay(_POD_API_S),
+            tenacity.stop_when_event_set(leaving),
+            tenacity.stop_after_attempt(6),
+        ),
+        sleep=tenacity.sleep_using_event(leaving),
+        reraise=True,
+    )
 
 
 def _policy(

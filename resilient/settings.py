@@ -14,18 +14,17 @@ import dataclasses
 import difflib
 import os
 import re
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from resilient.core import user_rules
 from resilient.core.cadence import Every
-from resilient.core.policy import OnCodeFault
+from resilient.core.cloud import Cloud
+from resilient.core.on_code_fault import OnCodeFault
+from resilient.core.pod_status import PodAccess
 from resilient.core.redact import clean_url
 from resilient.core.retention import Best, Rules
-from resilient.core.rule import Rule
 from resilient.errors import SettingsError
 from resilient.facts import INTERNAL_PREFIX, LINK_VARIABLE, PLATFORM_VARIABLES, read_platform, read_worker
 from resilient.facts import Platform as Platform
@@ -33,22 +32,21 @@ from resilient.facts import WorkerFacts as WorkerFacts
 from resilient.kinds import (
     AUTO_EVERY,
     BANDWIDTH,
+    BATCHES,
     BEST,
     CODE_FAULT,
     COUNT,
     DURATION,
+    NOTICES,
     PATH,
+    POD_API,
     RESTARTS,
     SOME,
     SWITCH,
     TIMEOUT,
     Kind,
 )
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]  # installed before Python 3.11 only
+from resilient.toml_files import read_toml
 
 PLATFORM_FILE: Final = Path("/etc/resilient/config.toml")
 PREFIX: Final = "RESILIENT_"
@@ -134,12 +132,40 @@ class Settings:
         default=30.0,
         metadata=_about(DURATION, "From SIGTERM to the platform's SIGKILL; `RESILIENT_GRACE_S`: in plain seconds."),
     )
+    preemption_notices: Cloud | None = field(
+        default=None,
+        metadata=_about(
+            NOTICES,
+            "Whose notices before a machine is taken away are heard, as SIGTERM: `aws`, `azure`, `gcp`, `auto`.",
+        ),
+    )
+    pod_api: PodAccess | None = field(
+        default=None,
+        metadata=_about(
+            POD_API,
+            "What is asked of Kubernetes: `read` the own pod's status; `write` the verdict about it as well.",
+        ),
+    )
     journal: str | None = field(
         default=None, metadata=_about(PATH, "Directory of the local journal.", unset="a new directory below TMPDIR")
+    )
+    snapshots: str | None = field(
+        default=None,
+        metadata=_about(
+            PATH,
+            "Where a snapshot outlives the container after 193 and 197: a volume in memory, with `RESILIENT_POD_UID`.",
+            unset="none",
+        ),
     )
     termination_log: str | None = field(
         default=None,
         metadata=_about(PATH, "File for the last word of a run.", unset="/dev/termination-log where writable"),
+    )
+    deny_list: str | None = field(
+        default=None,
+        metadata=_about(
+            PATH, "The platform's own list of nodes and devices to keep off: a file or fsspec URL.", unset="none"
+        ),
     )
     rules: str | None = field(
         default=None,
@@ -150,6 +176,10 @@ class Settings:
         metadata=_about(
             CODE_FAULT, "At a code fault after the first step: `confirm` by one restart, `stop`, `restart`."
         ),
+    )
+    skip_bad_batches: int = field(
+        default=0,
+        metadata=_about(BATCHES, "Batches that may be left out because the same fault came back in them.", in_run=True),
     )
     fresh: bool = field(
         default=False, metadata=_about(SWITCH, "Begin at step 0 although there are checkpoints; they are left alone.")
@@ -262,30 +292,6 @@ def from_platform(path: Path = PLATFORM_FILE) -> tuple[Given, ...]:
     return tuple(Given(name=name, value=value, origin=str(path)) for name, value in table.items())
 
 
-def read_toml(path: Path, form: str) -> dict[str, Any]:
-    """What a TOML file holds; ``form`` tells how it is to be written. A file that is not there raises OSError."""
-    try:
-        found: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise
-    except OSError as error:
-        raise SettingsError(f"cannot read {path}: {error.strerror}; make it readable or remove it") from error
-    except ValueError as error:
-        raise SettingsError(f"cannot read {path}: {error}; write it as TOML, {form}") from error
-    return found
-
-
-def read_rules(path: Path) -> tuple[Rule, ...]:
-    """The user's own rules, all of them good; ``SettingsError`` names every mistake."""
-    try:
-        found = user_rules.read(read_toml(path, "one [[rule]] after the other"), path.name)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise SettingsError(f"cannot read the rules in {path}: there is no such file; give the path of one") from error
-    if found.problems:
-        raise SettingsError(f"cannot use the rules in {path}: " + "\n  ".join(("", *found.problems)).strip())
-    return found.rules
-
-
 def from_run(values: Mapping[str, object]) -> tuple[Given, ...]:
     """The layer of the training script; ``None`` means not given."""
     for name in values.keys() - set(RUN_SETTINGS):
@@ -367,6 +373,10 @@ def _check_together(effective: Effective) -> None:
             f"it is longer than idle_timeout, {effective.text('idle_timeout')} ({effective.origins['idle_timeout']}), "
             "so a step could stand still longer than what is outside of one; lower the one or raise the other",
         )
+
+    if settings.skip_bad_batches and settings.on_code_fault is OnCodeFault.STOP:
+        why = "with on_code_fault=stop no fault comes back, and none is found to be a batch's; use confirm or restart"
+        _contradiction(effective, "skip_bad_batches", why)
 
 
 def _contradiction(effective: Effective, name: str, why: str) -> None:

@@ -60,6 +60,7 @@ VALUES: Final = (HONOURED | IGNORED) - SWITCHES
 SHORT: Final = {"m": "module", "r": "redirects", "t": "tee", "h": "help"}
 NOT_IN_ENVIRONMENT: Final = frozenset({"logs-specs", "numa-binding"})
 LOOPBACK: Final = "127.0.0.1"
+_MOST_WORKERS: Final = 4096
 LEGACY: Final = frozenset({"use-env"})
 """What ``torch.distributed.launch`` has besides."""
 
@@ -90,7 +91,7 @@ def scan(argv: Sequence[str], *, values: Collection[str], switches: Collection[s
         if name in switches and value is None:
             value = "1"
         if value is None:
-            if not rest or rest[0].startswith("-"):
+            if not rest or _is_flag(rest[0]):
                 raise SettingsError(f"cannot use {word!r}: its value is missing; write {word} VALUE")
             value = rest.pop(0)
         flags[name] = value
@@ -139,10 +140,13 @@ def count_workers(flags: Mapping[str, str], count: Callable[[str], int]) -> int:
         raise SettingsError(
             f"cannot use --nproc-per-node {asked}: no NVIDIA device is visible here; give the number of workers"
         )
-    if not re.fullmatch(r"\d{1,5}", asked) or int(asked) == 0:
+    if not re.fullmatch(r"\d+", asked) or not int(asked[:9]):
         raise SettingsError(
-            f"cannot use --nproc-per-node {asked}: it is not a number of workers; give 1 or more, cpu, gpu or auto"
+            f"cannot use --nproc-per-node {asked[:40]}: it is not a number of workers; give 1 or more, cpu, gpu or auto"
         )
+    if int(asked[:9]) > _MOST_WORKERS:
+        why = f"no node runs more than {_MOST_WORKERS} workers"
+        raise SettingsError(f"cannot use --nproc-per-node {asked[:40]}: {why}; give fewer, cpu, gpu or auto")
     return int(asked)
 
 
@@ -159,6 +163,11 @@ def master(flags: Mapping[str, str]) -> tuple[str, int | None]:
     if not re.fullmatch(r"\d{1,5}", port) or not 0 < int(port) < 65536:
         raise SettingsError(f"cannot use {port!r} as master port: it is not a port; give 1 to 65535, or leave it out")
     return addr.strip("[]"), int(port)
+
+
+def _is_flag(word: str) -> bool:
+    """Whether a word cannot be the value of the flag before it; a negative number can, and is judged by its setting."""
+    return word.startswith("-") and not re.match(r"-[\d.]", word)
 
 
 def _split(word: str) -> tuple[str, str | None]:

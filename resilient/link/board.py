@@ -25,13 +25,14 @@ import os
 from dataclasses import dataclass
 from typing import Final
 
+from resilient.core.batch import Batch, is_sound
 from resilient.link.memory import anonymous_file
 
 NOTHING: Final = 1 << 62
 """``ATTENTION`` while no boundary is to be acted on."""
 NONE: Final = -1
 
-VERSION: Final = 2
+VERSION: Final = 4
 _HEADER: Final = 64
 _ROW: Final = 64
 SLOTS: Final = 3
@@ -56,6 +57,8 @@ SNAPSHOT_SLOT: Final = 5
 STOP_STEP: Final = 6
 END: Final = 7
 """1 once the group is being ended: SIGTERM means leave now."""
+INHERITED: Final = 8
+"""Bytes of slots that were filled in an earlier container of the pod."""
 
 # Words of a row, written by its worker only (the host resets them between attempts).
 OPEN: Final = 0
@@ -69,7 +72,19 @@ TERM: Final = 7
 """1 once this worker got SIGTERM; read by a standalone keeper."""
 LOOPING: Final = 8
 """1 while a loop over ``run.batches`` goes on: a worker that ends then with 0 has not finished."""
-_SLOT_WORDS: Final = 16
+EPOCH: Final = 9
+BEFORE: Final = 10
+TOGETHER: Final = 11
+LOADER: Final = 12
+"""What ``run.batches`` takes its batches from, one of the values below; 0 before it has begun."""
+FIRST: Final = 13
+"""1 + the number in the epoch of the first batch that was asked for since the last step; 0 while none was."""
+LAST: Final = 14
+"""The same of the last one."""
+OF: Final = 15
+"""Samples of its data set, and in a batch of it; 0: not known."""
+SIZE: Final = 16
+_SLOT_WORDS: Final = 17
 """First word of the slot records: valid, attempt, step; then size, digest high, digest low of each of two images."""
 _SLOT_STRIDE: Final = 12
 
@@ -78,6 +93,10 @@ OUTSIDE: Final = 1
 STEP: Final = 2
 FINISHED: Final = 3
 PHASE: Final = 16
+
+# Values of LOADER: whether a batch can be left out without being fetched.
+FETCHES: Final = 1
+EXACT: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +186,16 @@ class Board:
         self._map.close()
         os.close(self.fd)
 
+    @property
+    def inherited_bytes(self) -> int:
+        """Memory of all slots that an earlier container of the pod is charged for: our own cgroup does not show it."""
+        return self.words[INHERITED]
+
     # Host side.
+
+    def inherit(self, size_bytes: int) -> None:
+        """Note how much of the slots' memory is charged to an earlier container."""
+        self.words[INHERITED] = size_bytes
 
     def clear_orders(self) -> None:
         """No boundary is to be acted on."""
@@ -196,6 +224,28 @@ class Board:
             first_ns=w[b + FIRST_NS],
             looping=w[b + LOOPING] == 1,
         )
+
+    def batch(self, index: int) -> Batch | None:
+        """The batch, or batches, that worker ``index`` is at; ``None`` where it has none, or has done its step."""
+        w, b = self.words, row_base(index)
+        if not (w[b + LOADER] and w[b + FIRST] and w[b + ENTERED] > w[b + DONE]) or w[b + PLACE] >= PHASE:
+            return None
+        batch = Batch(
+            epoch=w[b + EPOCH],
+            first=w[b + FIRST] - 1,
+            count=w[b + LAST] - w[b + FIRST] + 1,
+            before=w[b + BEFORE],
+            together=w[b + TOGETHER],
+            exact=w[b + LOADER] == EXACT,
+            of=w[b + OF],
+            size=w[b + SIZE],
+        )
+        return batch if is_sound(batch) else None
+
+    def counts(self) -> list[tuple[int, int]]:
+        """``of`` and ``size`` of the batches of each rank that takes some."""
+        bases = (row_base(index) for index in range(self.rows))
+        return [(self.words[b + OF], self.words[b + SIZE]) for b in bases if self.words[b + LOADER]]
 
     def record(self, index: int, slot: int) -> SlotRecord | None:
         """The whole snapshot in a slot, or ``None``."""

@@ -19,6 +19,7 @@ from typing import Final, Generic, TypeVar
 from resilient.core import wire
 
 LINE_LIMIT: Final = 1 << 20
+"""Of what workers and other small helpers say."""
 T = TypeVar("T")
 
 
@@ -27,10 +28,11 @@ class Closed(Exception):
 
 
 class Channel(Generic[T]):
-    """One end. ``kinds`` are the messages that this end accepts."""
+    """One end. ``kinds`` are the messages that this end accepts, up to ``limit`` bytes each."""
 
-    def __init__(self, sock: socket.socket, kinds: Mapping[str, type[T]]) -> None:
+    def __init__(self, sock: socket.socket, kinds: Mapping[str, type[T]], *, limit: int = LINE_LIMIT) -> None:
         self.sock = sock
+        self._limit = limit
         self._kinds = kinds
         self._buffer = bytearray()
         self._ready: deque[T] = deque()
@@ -84,8 +86,8 @@ class Channel(Generic[T]):
         self._buffer += chunk
         *lines, rest = self._buffer.split(b"\n")
         self._buffer = bytearray(rest)
-        if len(rest) > LINE_LIMIT:
-            raise ValueError("a message is longer than 1 MiB")
+        if len(rest) > self._limit:
+            raise ValueError(f"a message is longer than {self._limit >> 20} MiB")
         self._ready.extend(wire.decode(bytes(line), self._kinds) for line in lines)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from resilient.core.batch import Batch
 from resilient.core.collectives import Collectives
 from resilient.link.board import Extent
 
@@ -136,6 +137,8 @@ class Begin:
     attempt: int
     checkpoints: str | None
     """The URL in force; ``None``: nothing is durable."""
+    skipped: tuple[Batch, ...] = ()
+    """Batches that every rank leaves out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
