@@ -24,7 +24,7 @@ _CUT_MARK: Final = "..."
 
 
 def message(
-    code: int,
+    code: int | None,
     why: str,
     do: str,
     *,
@@ -38,8 +38,10 @@ def message(
     device: str | None = None,
     journal: str | None,
 ) -> bytes:
-    """The line, whatever comes in; what is unknown is left out."""
-    fields: dict[str, Any] = {"why": "", "do": "", "code": code, "name": exit_name(code)}
+    """The line, whatever comes in; what is unknown is left out, and the code where nothing ends."""
+    fields: dict[str, Any] = {"why": "", "do": ""}
+    if code is not None:
+        fields |= {"code": code, "name": exit_name(code)}
     named = {"run": run, "submission": submission, "rule": rule, "node": node, "device": device, "journal": journal}
     numbered = {"attempt": attempt, "step": step, "rank": rank}
     fields |= {name: min(number, _HIGHEST) for name, number in numbered.items() if number is not None}

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the JobSet CRD and its webhook refuse, and what the API server will refuse of the Jobs that it makes.
+
+Facts from JobSet's ``pkg/webhooks/jobset_webhook.go`` and API types (0.12). In a runtime of Trainer the pods are
+finished by the TrainJob, so that they need not be whole.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from resilient.core.kube_jobset import SetAction
+from resilient.kubernetes import api_names
+from resilient.kubernetes.api_job import managed_by
+from resilient.kubernetes.api_objects import embedded_job
+from resilient.kubernetes.api_problems import (
+    Problem,
+    contradiction,
+    duplicate,
+    inside,
+    invalid,
+    items,
+    mapping,
+    number,
+    required,
+    text,
+    too_many,
+    unsupported,
+)
+from resilient.kubernetes.building import PartPath
+
+Spec = Mapping[str, Any]
+
+REASONS: Final = (
+    "BackoffLimitExceeded",
+    "DeadlineExceeded",
+    "FailedIndexes",
+    "MaxFailedIndexesExceeded",
+    "PodFailurePolicy",
+)
+_ACTIONS: Final = tuple(action.value for action in SetAction)
+_STRATEGIES: Final = ("Recreate", "BlockingRecreate", "InPlaceRestart")
+_RULE_NAME: Final = re.compile(r"[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?")
+_RULE_NAME_CHARS: Final = 128
+_MOST_RULES: Final = 20
+_LABEL_1035: Final = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+_LABEL_1035_WORDS: Final = (
+    "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic character, "
+    "and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex used for validation is "
+    "'[a-z]([-a-z0-9]*[a-z0-9])?')"
+)
+_STATES: Final = ("Ready", "Complete")
+"""Of the Jobs that a replicated job depends on."""
+_ABSENT: Final = "does not appear in .spec.ReplicatedJobs"
+
+
+def jobset_spec(spec: Spec, path: PartPath, *, name: str) -> Iterator[Problem]:
+    """A JobSet's spec; without a name where a runtime has it."""
+    replicated = [mapping(one) for one in items(spec.get("replicatedJobs"))]
+    names: set[str] = set()
+    for index, one in enumerate(replicated):
+        own, where = text(one.get("name")), (*path, "replicatedJobs", index)
+        if not own:
+            yield required("jobset-replicated-name", (*where, "name"))
+        elif own in names:
+            yield duplicate("jobset-replicated-name", (*where, "name"), own)
+        names.add(own)
+        yield from _needs(items(one.get("dependsOn")), index, names, (*where, "dependsOn"))
+        yield from embedded_job(_with_defaults(one), (*where, "template", "spec"))
+        if name and own:
+            yield from _made_names(name, one, where)
+    if isinstance(policy := spec.get("failurePolicy"), dict):
+        yield from _failure_policy(policy, names, (*path, "failurePolicy"))
+    if isinstance(coordinator := spec.get("coordinator"), dict):
+        yield from _coordinator(coordinator, replicated, (*path, "coordinator"))
+    yield from _order_and_success(spec, replicated, names, path)
+    yield from managed_by(spec, path)
+    subdomain, where = text(inside(spec, "network", "subdomain")), (*path, "network", "subdomain")
+    if subdomain and not (len(subdomain) <= api_names.LABEL_BYTES and _LABEL_1035.fullmatch(subdomain)):
+        yield invalid("jobset-names", where, subdomain, _LABEL_1035_WORDS)
+
+
+def _order_and_success(spec: Spec, replicated: list[Spec], names: set[str], path: PartPath) -> Iterator[Problem]:
+    in_order = text(inside(spec, "startupPolicy", "startupPolicyOrder")) == "InOrder"
+    if in_order and any("dependsOn" in one for one in replicated):
+        why = "StartupPolicy and DependsOn APIs are mutually exclusive"
+        yield contradiction("jobset-depends-on", (*path, "startupPolicy"), why)
+    for at, target in enumerate(items(inside(spec, "successPolicy", "targetReplicatedJobs"))):
+        if target not in names:
+            where = (*path, "successPolicy", "targetReplicatedJobs", at)
+            yield invalid("jobset-target-unknown", where, target, _ABSENT)
+
+
+def _with_defaults(one: Spec) -> dict[str, Any]:
+    """The Job's spec with what JobSet's webhook fills in."""
+    job = dict(mapping(inside(one, "template", "spec")))
+    job.setdefault("completionMode", "Indexed")
+    template = dict(mapping(job.get("template")))
+    pod = dict(mapping(template.get("spec")))
+    pod["restartPolicy"] = pod.get("restartPolicy") or "OnFailure"
+    return {**job, "template": {**template, "spec": pod}}
+
+
+def _needs(needs: list[Any], at: int, names: set[str], path: PartPath) -> Iterator[Problem]:
+    """``names``: of the replicated jobs up to this one."""
+    if needs and at == 0:
+        yield contradiction("jobset-depends-on", path, "DependsOn can't be set for the first ReplicatedJob")
+        return
+    for index, need in enumerate(needs):
+        name, state = text(inside(need, "name")), text(inside(need, "status"))
+        if name not in names:
+            why = "a replicatedJob cannot depend on one that does not stand before it"
+            yield invalid("jobset-depends-on", (*path, index, "name"), name, why)
+        if state not in _STATES:
+            yield unsupported("jobset-depends-on", (*path, index, "status"), state, _STATES)
+
+
+def _coordinator(coordinator: Spec, replicated: list[Spec], path: PartPath) -> Iterator[Problem]:
+    name = text(coordinator.get("replicatedJob"))
+    one = next((one for one in replicated if text(one.get("name")) == name), None)
+    if one is None:
+        why = f"coordinator replicatedJob {name} does not exist"
+        yield contradiction("jobset-coordinator", (*path, "replicatedJob"), why)
+        return
+    replicas, job = number(one.get("replicas")), mapping(inside(one, "template", "spec"))
+    counts = {"jobIndex": 1 if replicas is None else replicas, "podIndex": number(job.get("completions"))}
+    if counts["podIndex"] is None or text(job.get("completionMode")) not in ("", "Indexed"):
+        why = "job for coordinator pod must be indexed completion mode, and completions number must be set"
+        yield contradiction("jobset-coordinator", path, why)
+        return
+    for key, count in counts.items():
+        index = number(coordinator.get(key)) or 0
+        if not 0 <= index < (count or 0):
+            why = f"coordinator {key} is invalid for replicatedJob {name}"
+            yield invalid("jobset-coordinator", (*path, key), index, why)
+
+
+def _made_names(name: str, one: Spec, path: PartPath) -> Iterator[Problem]:
+    """The longest names of a Job and, where it has indexes, of a pod."""
+    replicas, job = number(one.get("replicas")), mapping(inside(one, "template", "spec"))
+    made = f"{name}-{text(one.get('name'))}-{(1 if replicas is None else replicas) - 1}"
+    completions = number(job.get("completions"))
+    kind = "job"
+    if text(job.get("completionMode")) in ("", "Indexed") and completions is not None:
+        kind, made = "pod", f"{made}-{completions - 1}-abcde"
+    if len(made) > api_names.LABEL_BYTES:
+        why = f"JobSet name is too long, {kind} names generated for this JobSet will exceed 63 characters"
+        yield invalid("jobset-names", ("metadata", "name"), name, why)
+    elif not _LABEL_1035.fullmatch(made):
+        yield invalid("jobset-names", (*path, "name"), made, _LABEL_1035_WORDS)
+
+
+def _failure_policy(policy: Spec, names: set[str], path: PartPath) -> Iterator[Problem]:
+    strategy = text(policy.get("restartStrategy"))
+    if strategy and strategy not in _STRATEGIES:
+        yield unsupported("jobset-strategy-unknown", (*path, "restartStrategy"), strategy, _STRATEGIES)
+    rules = [mapping(rule) for rule in items(policy.get("rules"))]
+    if len(rules) > _MOST_RULES:
+        yield too_many("jobset-rules-over-20", (*path, "rules"), len(rules), _MOST_RULES)
+    seen: set[str] = set()
+    for index, rule in enumerate(rules):
+        yield from _rule(rule, index, seen, names, (*path, "rules", index))
+
+
+def _rule(rule: Spec, index: int, seen: set[str], names: set[str], path: PartPath) -> Iterator[Problem]:
+    name = text(rule.get("name")) or f"failurePolicyRule{index}"
+    if len(name) > _RULE_NAME_CHARS or not _RULE_NAME.fullmatch(name):
+        why = "must start with a letter, go on with letters, digits or '_,:', and end with a letter, a digit or '_'"
+        yield invalid("jobset-rule-name", (*path, "name"), name, why)
+    if name in seen:
+        yield duplicate("jobset-rule-name", (*path, "name"), name)
+    seen.add(name)
+    action = text(rule.get("action"))
+    if action not in _ACTIONS:
+        yield unsupported("jobset-action-unknown", (*path, "action"), action, _ACTIONS)
+    for at, reason in enumerate(items(rule.get("onJobFailureReasons"))):
+        if reason not in REASONS:
+            yield unsupported("jobset-reason-unknown", (*path, "onJobFailureReasons", at), reason, REASONS)
+    for at, target in enumerate(items(rule.get("targetReplicatedJobs"))):
+        if target not in names:
+            yield invalid("jobset-target-unknown", (*path, "targetReplicatedJobs", at), target, _ABSENT)
