@@ -13,11 +13,25 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from resilient.core import events as ev
+from resilient.core.checks_deny_list import DENY_LIST
+from resilient.core.denials import concerning, is_valid
+from resilient.core.devices import Look, visible_devices
 from resilient.core.exit_codes import ExitCode
+from resilient.core.measured import DenyListFacts
 from resilient.core.preflight import Grade, Report
-from resilient.devices.vendors import vendor_here
+from resilient.devices.procfs import list_devices
+from resilient.devices.vendors import vendor_here, visible
 from resilient.preflight.checkup import Checkup, Ports
-from resilient.preflight.doctor import ALONE, Subject, handed_out, quick_errands, report, temporary_of, torch_errands
+from resilient.preflight.doctor import (
+    ALONE,
+    Subject,
+    deny_list_errands,
+    handed_out,
+    quick_errands,
+    report,
+    temporary_of,
+    torch_errands,
+)
 from resilient.preflight.errand import Errand
 from resilient.supervisor.scene import Scene
 
@@ -44,12 +58,15 @@ class Preflight:
             temporary=temporary_of(scene.variables),
             ranks=scene.launch.nproc,
             devices=handed_out(scene.variables),
+            node=scene.platform.node,
+            deny_list=scene.settings.deny_list,
         )
-        self._has_devices = vendor_here(scene.variables) is not None
+        self._vendor = vendor_here(scene.variables)
         self._checkup: Checkup | None = None
         self._outcome: ev.Examined | None = None
         self._wanted = False
-        self._send(self._quick(), scene.variables)  # at once: the store is still to be opened meanwhile
+        errands = {**self._quick(), **deny_list_errands(self._subject)}
+        self._send(errands, scene.variables)  # at once: the store is still to be opened meanwhile
 
     @property
     def pids(self) -> frozenset[int]:
@@ -60,7 +77,7 @@ class Preflight:
         self._wanted = True
         if suspect:
             self.close()
-            compute = {_COMPUTE: torch_errands(self._subject)[_COMPUTE]} if self._has_devices else {}
+            compute = {_COMPUTE: torch_errands(self._subject)[_COMPUTE]} if self._vendor is not None else {}
             self._send({**self._quick(), **compute}, {**self._scene.variables, **ALONE})
         else:
             self._answer()
@@ -73,7 +90,7 @@ class Preflight:
 
     def _quick(self) -> dict[str, Errand]:
         errands = quick_errands(self._subject)
-        if not self._has_devices:
+        if self._vendor is None:
             del errands["devices"]
         return errands
 
@@ -82,12 +99,26 @@ class Preflight:
         self._outcome = None
 
         def back(measured: Mapping[str, object]) -> None:
-            self._came_back(report(measured, self._subject, self._scene.variables), time.monotonic() - began)
+            found = report(measured, self._subject, self._scene.variables)
+            self._came_back(found, self._outcome_of(measured), time.monotonic() - began)
 
         self._checkup = Checkup(errands, environ, self._ports, back)
         self._checkup.begin()
 
-    def _came_back(self, found: Report, seconds: float) -> None:
+    def _outcome_of(self, measured: Mapping[str, object]) -> ev.Examined:
+        """Without a refusal: which devices there are, and what the platform's list says of them and of this node."""
+        look = measured.get("devices")
+        if not isinstance(look, Look):  # who they are can be known without the driver's library
+            look = list_devices() or Look(devices=())
+        lists = () if self._vendor is None else visible(self._vendor, self._scene.variables)
+        here = visible_devices(look.devices, lists)
+        uuids = tuple(uuid for device in here for uuid in (device.uuid, *device.instances) if uuid is not None)
+        listed = measured.get("deny-list")
+        denials = listed.denials if isinstance(listed, DenyListFacts) else ()
+        valid = [denial for denial in denials if is_valid(denial, time.time())]
+        return ev.Examined(devices=uuids, listed=concerning(valid, self._subject.node, uuids))
+
+    def _came_back(self, found: Report, outcome: ev.Examined, seconds: float) -> None:
         told = [finding for finding in found.findings if finding.grade in (Grade.WARN, Grade.FAIL)]
         self._scene.journal.write(
             "preflight",
@@ -97,12 +128,13 @@ class Preflight:
         )
         for finding in told:
             self._scene.say(f"preflight: {finding.looks_at}: {finding.found}; {finding.do}")
-        bad = [finding for finding in found.failures if finding.refusal == ExitCode.NODE_REFUSED]
+        # What a deny list says is weighed by the state machine, which knows how often it has refused already.
+        failures = [finding for finding in found.failures if finding.check != DENY_LIST]
+        bad = [finding for finding in failures if finding.refusal == ExitCode.NODE_REFUSED]
         if bad:
             why = "; ".join(f"{finding.looks_at}: {finding.found}" for finding in bad)
-            self._outcome = ev.Examined(refusal=f"this node failed its preflight: {why}", do=bad[0].do)
-        else:
-            self._outcome = ev.Examined()
+            outcome = dataclasses.replace(outcome, refusal=f"this node failed its preflight: {why}", do=bad[0].do)
+        self._outcome = outcome
         self._answer()
 
     def _answer(self) -> None:

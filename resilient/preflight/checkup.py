@@ -6,6 +6,7 @@ from __future__ import annotations
 import selectors
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from resilient.core.measured import Unmeasured
@@ -43,8 +44,8 @@ class Checkup:
                 self._facts[name] = Unmeasured(why=f"the probe could not be started: {error}")
                 continue
             self._out[name] = runner
-            ports.watch(runner.fileno(), lambda name=name: self._read(name))  # type: ignore[misc]  # bound now
-            ports.after(f"probe {name}", errand.limit_s, lambda name=name: self._overdue(name))  # type: ignore[misc]  # as above
+            ports.watch(runner.fileno(), partial(self._read, name))
+            ports.after(f"probe {name}", errand.limit_s, partial(self._overdue, name))
         self._order = tuple(errands)
 
     @property

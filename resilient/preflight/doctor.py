@@ -33,6 +33,8 @@ STORE_CALL_S: Final = 90.0
 TORCH_S: Final = 180.0
 """Importing torch alone takes 20 s where the file system is slow; NCCL sets itself up in up to a minute."""
 SUM_S: Final = 60.0
+DENY_LIST_S: Final = 30.0
+"""One small file, and loading the client of its store; every start waits for it."""
 _TEXT: Final = 1000
 ALONE: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 """So that a probe of torch's can fork: no pool of threads, and no CUDA before it."""
@@ -49,6 +51,9 @@ class Subject:
     peers: Sequence[str] = ()
     ranks: int = 1
     devices: int | None = None
+    node: str | None = None
+    deny_list: str | None = None
+    """The platform's."""
 
 
 def doctor(
@@ -115,15 +120,24 @@ def _folder(path: str) -> Errand:
 
 
 def network_errands(subject: Subject) -> dict[str, Errand]:
-    errands = {}
+    errands: dict[str, Errand] = {}
     if subject.checkpoints is not None:
         patience_s = min(subject.store_patience_s, STORE_PATIENCE_S)
         given = {"url": subject.checkpoints, "patience_s": patience_s}
         errands["store"] = Errand(probe="store", limit_s=patience_s + STORE_CALL_S, given=given)
+    errands |= deny_list_errands(subject)
     if subject.peers:
         limit_s = NAME_S * len(subject.peers)
         errands["names"] = Errand(probe="names", limit_s=limit_s, given={"hosts": list(subject.peers)})
     return errands
+
+
+def deny_list_errands(subject: Subject) -> dict[str, Errand]:
+    """Nothing where the platform keeps none."""
+    if subject.deny_list is None:
+        return {}
+    given = {"url": subject.deny_list, "node": subject.node}
+    return {"deny-list": Errand(probe="deny-list", limit_s=DENY_LIST_S, given=given)}
 
 
 def torch_errands(subject: Subject) -> dict[str, Errand]:
@@ -167,6 +181,8 @@ def subject_of(flags: Mapping[str, str], settings: Settings, environ: Mapping[st
         peers=_peers(flags.get("peers") or asked.get("master-addr") or environ.get("MASTER_ADDR", "")),
         ranks=torchrun.count_workers(asked, lambda kind: count_devices(kind, environ)),
         devices=_devices(flags["devices"]) if "devices" in flags else handed_out(environ),
+        node=settings_.platform(environ).node,
+        deny_list=settings.deny_list,
     )
 
 

@@ -24,6 +24,7 @@ from resilient.core import wire
 from resilient.core.devices import Look
 from resilient.core.measured import (
     AllReduceFacts,
+    DenyListFacts,
     FolderFacts,
     HostFacts,
     NamesFacts,
@@ -31,14 +32,25 @@ from resilient.core.measured import (
     TorchFacts,
     Unmeasured,
 )
+from resilient.supervisor import programs
 
 FACTS: Final[Mapping[str, type[Any]]] = {
     kind.__name__: kind
-    for kind in (AllReduceFacts, FolderFacts, HostFacts, Look, NamesFacts, StoreFacts, TorchFacts, Unmeasured)
+    for kind in (
+        AllReduceFacts,
+        DenyListFacts,
+        FolderFacts,
+        HostFacts,
+        Look,
+        NamesFacts,
+        StoreFacts,
+        TorchFacts,
+        Unmeasured,
+    )
 }
 ANSWER_LIMIT: Final = 1 << 20
-DYING_S: Final = 1.0
-"""From SIGKILL to the end of a process that the kernel does not hold."""
+DYING_S: Final = 5.0
+"""From SIGKILL to the end of a process that the kernel does not hold, on a machine with more to do than it can."""
 _SAID_BYTES: Final = 4096
 
 
@@ -143,12 +155,7 @@ class Runner:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             if self._process.returncode is None:  # else the number may be a stranger's by now
                 os.killpg(self.pid, signal.SIGKILL)
-        try:
-            self._process.wait(DYING_S)
-        except subprocess.TimeoutExpired:
-            self._process.returncode = 0  # Popen must neither wait for it nor warn
-            return False
-        return True
+        return programs.kill(self._process, DYING_S)
 
     def _place(self) -> str:
         """What it said last that it was about to do."""

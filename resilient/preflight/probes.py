@@ -12,14 +12,12 @@ import errno
 import json
 import os
 import resource
-import secrets
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from resilient import settings
 from resilient.core import wire
 from resilient.core.devices import Look
 from resilient.core.measured import UNLIMITED, FolderFacts, HostFacts, NameFacts, NamesFacts, Unmeasured
@@ -62,7 +60,7 @@ def folder(at: At, path: str) -> FolderFacts:
     at(f"writing in {place}")
     kind = why = ""
     try:
-        _write_read_delete(os.path.join(place, f".resilient-probe-{secrets.token_hex(8)}"))
+        _write_read_delete(os.path.join(place, f".resilient-probe-{os.urandom(8).hex()}"))
     except OSError as error:
         kind, why = _kind(error.errno), f"{error.strerror} ({place})"
     return FolderFacts(
@@ -93,6 +91,8 @@ def names(at: At, hosts: Sequence[str]) -> NamesFacts:
 
 def devices(at: At) -> Look:
     """What the driver says of its devices; none where no vendor's are visible."""
+    from resilient import settings  # longer to load than all else that the quick probes do
+
     vendor = vendor_here(settings.environment())
     if vendor is None:
         return Look(devices=())
@@ -108,6 +108,12 @@ def _store(at: At, **given: Any) -> object:
     from resilient.preflight.store_probe import store  # fsspec: a second on a busy machine
 
     return store(at, **given)
+
+
+def _deny_list(at: At, **given: Any) -> object:
+    from resilient.preflight.deny_list_probe import deny_list  # fsspec, as above
+
+    return deny_list(at, **given)
 
 
 def _torch(at: At, **given: Any) -> object:
@@ -128,6 +134,7 @@ PROBES: Final[Mapping[str, Callable[..., object]]] = {
     "names": names,
     "devices": devices,
     "store": _store,
+    "deny-list": _deny_list,
     "torch": _torch,
     "all-reduce": _all_reduce,
 }
@@ -146,7 +153,7 @@ def _status(path: str) -> os.statvfs_result | None:
 
 
 def _write_read_delete(path: str) -> None:
-    data = secrets.token_bytes(4096)
+    data = os.urandom(4096)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         os.write(fd, data)

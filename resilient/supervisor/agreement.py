@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from resilient.core.batch import Batch
 from resilient.link.board import Extent
-from resilient.link.messages import AlreadyFinished, Begin, Go, Hello, Restored, Steps, Tried, Try
+from resilient.link.messages import AlreadyFinished, Begin, Go, Hello, Steps, Tried, Try
 
 MEMORY: Final = "memory"
 """Name of a state that no checkpoint has."""
@@ -92,11 +93,17 @@ class Agreement:
                 return f"cannot train: Run() of rank {rank} was given {dict(given)}, that of rank 0 {dict(settings[0])}"
         return None
 
-    def begin(self, attempt: int, checkpoints: str | None, candidates: Sequence[Candidate]) -> None:
+    def begin(
+        self,
+        attempt: int,
+        checkpoints: str | None,
+        candidates: Sequence[Candidate],
+        skipped: tuple[Batch, ...] = (),
+    ) -> None:
         """Start the trial; with nothing to try it is over at once."""
         self._left = in_order(candidates)
         for rank in range(self.ranks):
-            self.send(rank, Begin(attempt=attempt, checkpoints=checkpoints))
+            self.send(rank, Begin(attempt=attempt, checkpoints=checkpoints, skipped=skipped))
         self._try_next()
 
     @property
@@ -134,7 +141,7 @@ class Agreement:
         """Train from nothing."""
         self._go(None)
 
-    def note_restored(self, rank: int, message: Restored) -> bool:
+    def note_restored(self, rank: int) -> bool:
         """True once all have loaded."""
         self.restored.add(rank)
         return self.complete

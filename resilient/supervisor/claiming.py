@@ -11,6 +11,10 @@ from typing import Final
 
 from resilient.checkpoint.requests import Claim, Failed, Reply, Request
 from resilient.core import events as ev
+from resilient.core import wire
+from resilient.core.adoption import Origin
+from resilient.core.batch import Batch, shortened
+from resilient.core.usage import Usage
 
 AGAIN_S: Final = 10.0
 """Between tries after the saver's own retries have failed."""
@@ -29,7 +33,7 @@ class Claiming:
         journal: Callable[[str, Mapping[str, object]], None],
         *,
         now: Callable[[], float],
-        held_s: Callable[[], float],
+        usage: Callable[[], Usage],
     ) -> None:
         """``may_save`` is told whether the attempt is ours, with ``None`` while that is being found out."""
         self._submit = submit
@@ -37,7 +41,11 @@ class Claiming:
         self._emit = emit
         self._journal = journal
         self._now = now
-        self._held_s = held_s
+        self._usage = usage
+        self.skipped: tuple[Batch, ...] = ()
+        """Batches that are left out, the oldest first: each attempt is claimed with those of its launch."""
+        self.origins: dict[int, Origin] = {}
+        """Of each attempt."""
         self._claim: Claim | None = None
         """The very same for every try: one may have been carried out by a saver that was killed before it said so."""
         self._deaths = 0
@@ -50,11 +58,19 @@ class Claiming:
             id=0,
             attempt=attempt,
             began_from=began_from,
-            held_s=self._held_s(),
+            usage=self._usage(),
             claimed_s=time.time(),
             token=secrets.token_hex(16),
+            skipped=self.skipped,
         )
+        self.origins[attempt] = Origin(token=claim.token, began_from=began_from, skipped=claim.skipped)
         self._ask(claim)
+
+    def skip(self, batch: Batch, why: str) -> None:
+        """Leave it out from the next launch on."""
+        self.skipped = shortened((*self.skipped, batch))
+        fields = {field: value for field, value in wire.to_data(batch).items() if field != "type"}
+        self._journal("skipped", {"text": str(batch), **fields, "why": why})
 
     def forget(self) -> None:
         """The attempt is over."""

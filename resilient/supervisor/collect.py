@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from resilient.core import wire
+from resilient.core.batch import is_sound
 from resilient.core.collectives import from_watchdog
 from resilient.core.devices import DeviceEvidence
 from resilient.core.error_text import from_torchelastic
 from resilient.core.evidence import ErrorLink, ErrorRecord, Evidence, Hang, RankEvidence
 from resilient.core.kernel_log import about
+from resilient.core.pod_status import PodDevice
 from resilient.core.redact import Redactor
 from resilient.facts import LATE
 from resilient.link.board import Board
@@ -43,6 +45,8 @@ def evidence(
     not_started: str | None = None,
     devices: Sequence[Sequence[DeviceEvidence]] = (),
     kernel: Sequence[str] = (),
+    announced: Sequence[str] = (),
+    pod: Sequence[PodDevice] = (),
 ) -> Evidence:
     """Everything that is known of an attempt whose workers have all ended; ``devices`` by rank.
 
@@ -67,6 +71,8 @@ def evidence(
         oom_kills=kills,
         shm_used_fraction=after.shm_used_fraction,
         disk_used_fraction=after.disk_used_fraction,
+        announced=tuple(announced),
+        pod_devices=tuple(pod),
     )
 
 
@@ -74,19 +80,22 @@ def _rank(member: Member, board: Board, redactor: Redactor) -> RankEvidence:
     pulse = board.pulse(member.rank)
     exit_ = member.exit
     stderr = redactor.clean(member.stderr.tail(), _TRACEBACK, tail=True)
+    error = read_error(member.error_file, member.torchelastic_file, redactor)
     return RankEvidence(
         rank=member.rank,
         exit_code=exit_.code if exit_ else None,
         signal=exit_.signal if exit_ else None,
         order=member.order,
         stopped=member.stopped,
-        error=read_error(member.error_file, member.torchelastic_file, redactor),
+        error=error,
         stderr_tail=stderr,
         stdout_tail=_last_lines(member.stdout.tail(), redactor),
         nccl_log=_last_lines(member.nccl_log(), redactor),
         step=pulse.entered if pulse.opened else None,
         completed=pulse.done if pulse.opened else None,
         place=place(pulse),
+        # The worker itself knows what was in it, and which one a worker of its loader had.
+        batch=error.batch if error is not None and error.batch is not None else board.batch(member.rank),
         collectives=tuple(_cleaned(group, redactor) for group in member.collectives or ()) or from_watchdog(stderr),
     )
 
@@ -130,6 +139,7 @@ def _cleaned_record(record: ErrorRecord, redactor: Redactor) -> ErrorRecord:
         frame=clean(record.frame),
         function=clean(record.function),
         host=clean(record.host),
+        batch=record.batch if record.batch is not None and is_sound(record.batch) else None,
     )
 
 

@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Final
 
 from resilient.checkpoint.files import Store
-from resilient.checkpoint.holder import LIMIT, Holder, is_alive, machine, parse_holder
+from resilient.checkpoint.holder import LIMIT, UNKNOWN, Holder, is_alive, machine, parse_holder
 from resilient.checkpoint.lease import LeaseRecord
 from resilient.checkpoint.lock import HOLDER
 from resilient.checkpoint.store import open_store
 from resilient.checkpoint.store_errors import Missing
+from resilient.checkpoint.targets import why_not
 from resilient.core import wire
 from resilient.core.exit_codes import ExitCode
 from resilient.core.redact import Redactor
@@ -186,9 +187,8 @@ def _find(run: str) -> tuple[Holder | None, Path]:
     directory = Path(run)
     if "://" not in run:
         if not directory.is_dir():
-            raise SettingsError(
-                f"cannot find {run}: there is no such directory; give that of the checkpoints or journal"
-            )
+            why = why_not(directory)
+            raise SettingsError(f"cannot find {run}: {why}; give the directory of the checkpoints or journal")
         if any(os.path.lexists(directory / name) for name in (SOCKET, JOURNAL)):
             return None, directory
     holder = read_holder(open_store(run))
@@ -253,8 +253,13 @@ def _ask(verb: str, directory: Path, holder: Holder | None, run: str) -> str:
 
 
 def _check_reachable(verb: str, holder: Holder, run: str) -> None:
-    if not holder.journal:
+    if holder == UNKNOWN:
         raise ResilientError(f"cannot reach the supervisor of {run}: its lock is damaged; give its journal directory")
+    if not holder.journal:
+        raise ResilientError(
+            f"cannot reach a supervisor of {run}: none has it, {holder} held it last, for a command such as prune; "
+            f"see resilient explain {run}"
+        )
     if holder.machine and holder.machine != machine():
         raise ResilientError(
             f"cannot reach the supervisor of {run} from here: it is {holder}; {ask_there(verb, holder)}"

@@ -230,12 +230,9 @@ class Crew:
             return
         ending.close()
         self._ending = None
-        if left:
-            self._emit(ev.Broken(why=f"processes {left} do not end: the kernel holds them"))
-            return
         for member in self.members:
             self._disconnect(member)
-        self._emit(ev.GroupEnded())
+        self._emit(ev.GroupEnded(held=tuple(left)))
 
     def _disconnect(self, member: Member) -> None:
         for fd in tuple(member.open_pipes):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ from resilient.core.devices import DeviceEvent, Look
 from resilient.devices.vendors import vendor_here
 from resilient.devices.watcher import FROM_WATCHER, Ask, Blind, Happened, Seen, serve
 from resilient.link.channel import Channel, Closed
+from resilient.supervisor import programs
 
 READY_S: Final = 10.0
 """How long the first workers wait for events to be registered: drivers that are asleep take seconds to wake."""
@@ -44,19 +44,23 @@ class DeviceWatch:
         after: Callable[[str, float, Callable[[], None]], None],
         journal: Callable[[str, Mapping[str, object]], None],
     ) -> None:
-        self._watch = watch
-        self._unwatch = unwatch
         self._after = after
         self._journal = journal
         self.events: list[DeviceEvent] = []
         """The first ones since the attempt began."""
         self.before: Look | None = None
         """As it was when the attempt began."""
-        self._process: subprocess.Popen[bytes] | None = None
-        self._channel: Channel[Seen | Happened | Blind] | None = None
+        self._program: programs.Source[Seen | Happened | Blind] = programs.Source(
+            "resilient.supervisor.device_watch",
+            FROM_WATCHER,
+            environ,
+            heard=self._take,
+            ended=self._ended,
+            watch=watch,
+            unwatch=unwatch,
+        )
         self._asked = 0
         self._waiting: dict[int, Then] = {}
-        self._environ = environ
         self._begun = False
         self._wanted = vendor_here(environ) is not None
         """There may be something to learn, now or from a process to be started."""
@@ -66,7 +70,7 @@ class DeviceWatch:
     @property
     def pid(self) -> int | None:
         """Of the process, while there is one."""
-        return self._process.pid if self._process else None
+        return self._program.pid
 
     def begin(self) -> None:
         """An attempt begins: wait, the first time, until its events cannot be missed."""
@@ -75,7 +79,7 @@ class DeviceWatch:
         if first and self.before is not None:
             return  # it was ready before the machine was: that look is as good as another
         self.before = None
-        if self._wanted and self._channel is None:  # it was killed meanwhile
+        if self._wanted and self._program.channel is None:  # it was killed meanwhile
             self._start()
         if 0 in self._waiting:
             self._until_ready()
@@ -84,7 +88,7 @@ class DeviceWatch:
 
     def look(self, name: str, then: Then) -> None:
         """Have ``then`` told what all devices say now; ``None`` where the driver does not answer in time."""
-        if self._channel is None:
+        if self._program.channel is None:
             then(None)
             return
         self._asked += 1
@@ -92,57 +96,30 @@ class DeviceWatch:
         self._waiting[number] = then
         self._after(name, LOOK_S, lambda: self._too_late(number))
         try:
-            self._channel.send(Ask(id=number))
+            self._program.channel.send(Ask(id=number))
         except Closed as error:
-            self._lose(f"the process that watches them ended: {error}")
+            self._ended(str(error))
 
     def close(self) -> None:
         """End the process; one that the driver holds is left to it."""
-        if self._channel is not None:
-            self._unwatch(self._channel.fileno())
-            self._channel.close()
-            self._channel = None
-        if self._process is not None:
-            self._process.kill()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(0.5)
-            self._process.returncode = 0  # Popen must not warn
-            self._process = None
+        self._program.close()
 
     def _start(self) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "resilient.supervisor.device_watch", str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                env=dict(self._environ),
-                start_new_session=True,
-            )
-        self._channel = Channel(ours, FROM_WATCHER)
+        try:
+            self._program.start()
+        except OSError as error:  # the node has no room for it; it may have for the next attempt
+            self._journal("no_device_evidence", {"why": f"the process that watches them cannot be started: {error}"})
+            return
         self._waiting[0] = self._note_start
-        self._watch(ours.fileno(), self._read)
 
     def _until_ready(self) -> None:
         until = time.monotonic() + READY_S
-        while self._channel is not None and 0 in self._waiting:
-            if not select.select([self._channel], [], [], max(0.0, until - time.monotonic()))[0]:
+        while self._program.channel is not None and 0 in self._waiting:
+            if not select.select([self._program.channel], [], [], max(0.0, until - time.monotonic()))[0]:
                 self._wanted = False  # the next attempt need not wait as long again
                 self._lose(f"the driver did not answer within {READY_S:.0f} s")
                 return
-            self._read()
-
-    def _read(self) -> None:
-        if self._channel is None:
-            return
-        try:
-            messages = self._channel.drain()
-        except (Closed, ValueError) as error:
-            self._lose(f"the process that watches them ended: {error}")
-            return
-        for message in messages:
-            self._take(message)
+            self._program.read()
 
     def _take(self, message: Seen | Happened | Blind) -> None:
         match message:
@@ -168,6 +145,9 @@ class DeviceWatch:
         if (then := self._waiting.pop(number, None)) is not None:
             self._journal("no_device_evidence", {"why": f"the driver did not answer within {LOOK_S:.0f} s"})
             then(None)
+
+    def _ended(self, why: str) -> None:
+        self._lose(f"the process that watches them ended: {why}")
 
     def _lose(self, why: str) -> None:
         """Nothing more can be learned; whoever waits is told so."""

@@ -13,6 +13,7 @@ from typing import Final
 
 from resilient.core.causes import Verdict
 from resilient.core.exit_codes import OBSERVED_FAILURE, ExitCode
+from resilient.core.grammar import going_on
 
 _SENTENCE_CHARS: Final = 600
 _KILLED: Final = 137
@@ -108,7 +109,7 @@ MEANINGS: Final[Mapping[int, Meaning]] = {
         name="refused at start",
         means="this node is on the deny list, or failed its preflight",
         platform=_REPLACES,
-        do="have the node looked at",
+        do="have the node looked at; `resilient forgive` takes it off the list",
     ),
     ExitCode.INTERNAL: Meaning(
         name="internal",
@@ -137,7 +138,7 @@ def last_words(
     reached = _reached(attempts, highest_step)
     more = f"resilient: read more: resilient explain {shlex.quote(target)}\n"
     if code == ExitCode.FINISHED:
-        return _lines(f"finished: {why}; {reached}") + more
+        return _lines(f"finished: {going_on(why)}; {reached}") + more
     said = _lines(
         f"ended with exit code {code} ({known.name}): {known.means}",
         _what_failed(verdict),
@@ -191,7 +192,7 @@ def _judged(verdict: Verdict | None, why: str) -> str:
     """The verdict's sentence is said once: the reason of the exit mostly contains it."""
     if verdict is None:
         return ""
-    sentence = "" if verdict.why in why else f" {verdict.why};"
+    sentence = "" if going_on(verdict.why) in why else f" {going_on(verdict.why)};"
     return f"verdict:{sentence} {verdict.cause.value} by rule {verdict.rule}, confidence {verdict.confidence.value}"
 
 

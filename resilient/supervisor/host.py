@@ -15,13 +15,17 @@ from typing import Final
 from resilient.checkpoint.requests import CheckpointRef, Opened, Reply, Request
 from resilient.core import events as ev
 from resilient.core.cadence import Cadence
+from resilient.core.usage import Usage
 from resilient.errors import SettingsError
 from resilient.link import messages as ms
-from resilient.link.board import Board
+from resilient.link.board import SPILL, Board
 from resilient.settings import Effective
+from resilient.supervisor.adopting import Newest
 from resilient.supervisor.agreement import MEMORY, Agreement, Candidate, in_order
+from resilient.supervisor.checkpoints import Checkpoints
 from resilient.supervisor.claiming import Claiming
 from resilient.supervisor.fetching import Fetching, Outcome
+from resilient.supervisor.loop_end import LoopEnd
 from resilient.supervisor.tiers import Tiers
 
 SAY_AGAIN_S: Final = 300.0
@@ -41,12 +45,12 @@ class Ports:
     """The settings in force, given those of ``Run()``."""
     now: Callable[[], float]
     """The monotonic clock."""
-    held_s: Callable[[], float]
-    """Seconds for which devices have been held without a newly committed step."""
+    usage: Callable[[], Usage]
+    """What the submission has used of its budgets."""
     say: Callable[[str], None]
     """A line for whoever reads the log."""
-    give_back: Callable[[], None]
-    """The slots that all ranks share are read no more."""
+    give_back: Callable[[int], None]
+    """Free the memory of a slot, of every rank: it is read no more."""
     settled: Callable[[int], None]
     last_saved: Callable[[int, bool], None]
     """The state of a final or stopping boundary is durable, or is not."""
@@ -66,8 +70,14 @@ class Host:
             settled=ports.settled,
         )
         self._fetching = Fetching(board, ports.submit, self.tiers.slots.free, ports.journal)
-        self._claiming = Claiming(
-            ports.submit, self._may_save, ports.emit, self._journal, now=ports.now, held_s=ports.held_s
+        self.claiming = Claiming(
+            ports.submit, self._may_save, ports.emit, self._journal, now=ports.now, usage=ports.usage
+        )
+        self._checkpoints = Checkpoints()
+        self.loop_end = LoopEnd(
+            board.rows,
+            together=lambda step: self.tiers.finish(step, self._answer_end),
+            apart=lambda: self._answer_end(None),
         )
         self.agreement = self._new_agreement()
         self.effective: Effective | None = None
@@ -79,17 +89,12 @@ class Host:
         self._launched_at = 0.0
         self._past: Cadence | None = None
         """What was measured in earlier attempts."""
-        self._saved: list[CheckpointRef] = []
         self._attempt: int | None = None
         self._agreed_on: Agreement | None = None
-        self._at_end: dict[int, int] = {}
-        """The step that each rank has come to the end of its loop with."""
-        self._gone: set[int] = set()
         self._not_taken: dict[int, str] = {}
-        self._released = False
         self._heartbeat = False
-        self._say_from = 0.0
-        """The time from which people are told again that nothing can be saved."""
+        self._say_from: dict[str, float] = {}
+        """The time from which people are told again of what goes on being wrong."""
 
     def _new_agreement(self) -> Agreement:
         return Agreement(
@@ -110,31 +115,38 @@ class Host:
         self._board.reset_rows()
         self.agreement = self._new_agreement()
         self.phases.clear()
-        self._at_end.clear()
-        self._gone.clear()
         self._not_taken.clear()
-        self._released = False
+        self.loop_end.launched()
         self._attempt = attempt if numbered else None
-        self._claiming.forget()
+        self.claiming.forget()
         self.tiers.start(attempt, None)
 
     def opened(self, reply: Opened, patience_s: float) -> None:
         """The store is open; ``patience_s``: how long it is asked again should it fall silent."""
         self._patience_s = patience_s
         self._opened = reply
-        self._saved = list(reply.checkpoints)
-        self.tiers.durable_step = max((ref.step for ref in self._saved), default=0)
-        durable = in_order(self._durable())
+        self._checkpoints.opened(reply.checkpoints)
+        self.claiming.skipped = reply.skipped
+        self.tiers.durable_step = self._checkpoints.highest_step
+        durable = in_order(self._checkpoints.candidates())
         if durable and not self.tiers.candidates():
             self._fetching.begin(durable[0], self._patience_s)
 
+    def adopt(self, snapshot: Newest) -> None:
+        """Go on from what an earlier container took."""
+        self.claiming.origins[snapshot.whole.attempt] = snapshot.origin
+        self.tiers.adopt(snapshot.whole, snapshot.origin.began_from)
+
+    @property
+    def newest(self) -> Newest | None:
+        """What all ranks have taken and have in memory; a checkpoint that was read into it is none of these."""
+        for whole in self.tiers.slots.whole():
+            if whole.slot != SPILL and whole.attempt in self.claiming.origins:
+                return Newest(whole=whole, origin=self.claiming.origins[whole.attempt])
+        return None
+
     def _may_save(self, may: bool | None) -> None:
         self.tiers.can_save = may
-
-    def _durable(self) -> list[Candidate]:
-        return [
-            Candidate(attempt=ref.attempt, step=ref.step, name=ref.name, ranks=ref.world_size) for ref in self._saved
-        ]
 
     def number(self, attempt: int) -> None:
         """The store is open and has said which attempt this is."""
@@ -159,13 +171,8 @@ class Host:
 
     def tick(self, now: float) -> None:
         """What is due by the clock."""
-        self._claiming.tick(now)
+        self.claiming.tick(now)
         self.tiers.tick(now)
-
-    @property
-    def past_last_step(self) -> bool:
-        """A worker has done all steps: the others do so as well, and no boundary is left."""
-        return bool(self._at_end)
 
     def stop(self) -> int | None:
         """Order all ranks to one boundary; ``None`` where they are not all training."""
@@ -186,13 +193,14 @@ class Host:
                 self._restored(rank, message, now)
             case ms.Steps():
                 self.total_steps = message.total
-                self._begin_loop(rank)
+                if self.loop_end.begin_loop(rank):
+                    self.tiers.go_on()
                 if self.agreement.steps(rank, message, self.finished) and rank == 0:
                     self._ports.journal("already_finished", {"steps": self.finished})
             case ms.PhaseNamed():
                 self.phases.setdefault(rank, {})[message.number] = message.name
             case ms.AtEnd():
-                self._end_reached(rank, message.step)
+                self.loop_end.reached(rank, message.step)
             case _:
                 self._snapshot_message(rank, message, now)
 
@@ -226,7 +234,7 @@ class Host:
                 **{name: round(seconds, 6) for name, seconds in fields.items()},
             },
         )
-        if self.agreement.note_restored(rank, message):
+        if self.agreement.note_restored(rank):
             self._train(now)
 
     def _hello(self, rank: int, message: ms.Hello) -> None:
@@ -254,8 +262,9 @@ class Host:
             return
         if self.wants_store and self._opened is None:
             return
-        candidates = self._fetching.known([*self.tiers.candidates(), *self._durable()])
-        self.agreement.begin(self._attempt, self.effective.settings.checkpoints, candidates)
+        candidates = self._fetching.known([*self.tiers.candidates(), *self._checkpoints.candidates()])
+        checkpoints = self.effective.settings.checkpoints
+        self.agreement.begin(self._attempt, checkpoints, candidates, self.claiming.skipped)
 
     def _tried(self, rank: int, message: ms.Tried) -> None:
         self.agreement.tried(rank, message)
@@ -306,20 +315,19 @@ class Host:
             self._ports.say(
                 f"{aside.name} could not be used: {aside.why}; training goes on from step {self.agreement.step}"
             )
-        self._saved = [ref for ref in self._saved if ref.name not in refused]
-        self.tiers.durable_step = max((ref.step for ref in self._saved), default=0)
-        newest = self._saved[0].name if self._saved else None
+        self._checkpoints.set_aside(refused)
+        self.tiers.durable_step = self._checkpoints.highest_step
         attempt = self._attempt or 0
-        began_from = chosen.name if chosen and chosen.name != MEMORY else (newest if chosen else None)
+        began_from = chosen.name if chosen and chosen.name != MEMORY else (self._checkpoints.newest if chosen else None)
         self.tiers.began_from[attempt] = began_from
         if self._opened is not None:
-            self._claiming.begin(attempt, began_from)
+            self.claiming.begin(attempt, began_from)
 
     def _train(self, now: float) -> None:
         if self.effective is None:
             return
-        if self._fetching.forget_whole():
-            self._ports.give_back()
+        for slot in self._fetching.needless():
+            self._ports.give_back(slot)
         settings = self.effective.settings
         past = self._past or Cadence(durable=settings.every)
         cadence = replace(
@@ -331,60 +339,45 @@ class Host:
             failures=self._launches - 1,
             taken_at=now,
             saved_at=now,
+            saved_step=self.agreement.step,
         )
         hello = self.agreement.hellos[0]
         self.tiers.versions, self.tiers.determinism = hello.versions, hello.determinism
         self.tiers.rules = settings.retention
         self.tiers.train(cadence, self.agreement.step)
 
-    def _begin_loop(self, rank: int) -> None:
-        """A script may have several loops: the end of the one before is over once nobody is there any more."""
-        if self._at_end.pop(rank, None) is not None and not self._at_end:
-            self._released = False
-            self.tiers.go_on()
-
-    def _end_reached(self, rank: int, step: int) -> None:
-        self._at_end[rank] = step
-        if list(self._at_end.values()) == [step] * self._board.rows:
-            self.tiers.finish(step, self._answer_end)
-        else:
-            self._release_the_rest()
-
-    def left(self, rank: int) -> None:
-        """A worker ended with 0: a last state of all ranks will not come any more."""
-        self._gone.add(rank)
-        self._release_the_rest()
-
-    def _release_the_rest(self) -> None:
-        incomplete = len(self._at_end) < self._board.rows
-        if (
-            incomplete
-            and self._at_end
-            and len(self._at_end.keys() | self._gone) == self._board.rows
-            and not self._released
-        ):
-            self._released = True
-            self._answer_end(None)
-
     def _answer_end(self, slot: int | None) -> None:
         for rank in range(self._board.rows):
             self._ports.send(rank, ms.FinalSlot(slot=slot))
 
+    # What is told of it.
+
     def _journal(self, kind: str, fields: Mapping[str, object]) -> None:
-        """What keeps a run from being saved is said as well: at once, then now and then until something is saved."""
+        """What keeps a run from being saved, or its store from filling up, is said as well."""
         self._ports.journal(kind, fields)
         if kind == "checkpoint":
-            self._say_from = 0.0
-        elif kind == "save_failed" and (now := self._ports.now()) >= self._say_from:
-            self._say_from = now + SAY_AGAIN_S
-            self._ports.say(f"step {fields.get('step')} could not be saved: {fields.get('why')}; training goes on")
+            self._say_from.pop("save_failed", None)
+            not_pruned = fields.get("not_pruned")
+            why = not_pruned[0] if isinstance(not_pruned, Sequence) and not_pruned else ""
+            self._complain("not_pruned", f"old checkpoints go on taking up space: {why}" if why else "")
+        elif kind == "save_failed":
+            text = f"step {fields.get('step')} could not be saved: {fields.get('why')}; training goes on"
+            self._complain("save_failed", text)
+
+    def _complain(self, about: str, text: str) -> None:
+        """Say it at once, then now and then until there is nothing to be said."""
+        now = self._ports.now()
+        if not text:
+            self._say_from.pop(about, None)
+        elif now >= self._say_from.get(about, 0.0):
+            self._say_from[about] = now + SAY_AGAIN_S
+            self._ports.say(text)
 
     def _told(self, kind: str, fields: Mapping[str, object]) -> None:
         self._journal(kind, fields)
         step, attempt = fields.get("step"), fields.get("attempt")
         if kind == "checkpoint" and isinstance(step, int) and isinstance(attempt, int):
             name, pruned = fields.get("name"), fields.get("pruned")
-            gone = set(pruned) if isinstance(pruned, Sequence) else set()
             ref = CheckpointRef(
                 name=str(name),
                 attempt=attempt,
@@ -392,6 +385,6 @@ class Host:
                 world_size=self._board.rows,
                 began_from=self.tiers.began_from.get(attempt),
             )
-            self._saved = [ref, *(old for old in self._saved if old.name not in gone)]
+            self._checkpoints.add(ref, set(pruned) if isinstance(pruned, Sequence) else ())
         if kind in ("checkpoint", "save_failed") and isinstance(step, int):
             self._ports.last_saved(step, kind == "checkpoint")

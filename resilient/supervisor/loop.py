@@ -20,19 +20,25 @@ from resilient.checkpoint.requests import Opened
 from resilient.core import commands as cm
 from resilient.core import events as ev
 from resilient.core import wire
+from resilient.core.batch import dealt_alike
 from resilient.core.evidence import Hang
-from resilient.core.exit_codes import ExitCode
 from resilient.core.job import Job, Phase
 from resilient.core.machine import advance, begin
+from resilient.core.pod_report import Report
+from resilient.core.skipping import Skipping
 from resilient.link.board import Board
 from resilient.preflight.at_start import Preflight
-from resilient.supervisor import collect, samples, watching
+from resilient.supervisor import telling, watching
+from resilient.supervisor.adopting import Adopting
 from resilient.supervisor.crew import Crew
 from resilient.supervisor.host import Host, Ports
-from resilient.supervisor.processes import check_command, reap_orphans
+from resilient.supervisor.opening import first_job, learned
+from resilient.supervisor.processes import reap_orphans
 from resilient.supervisor.recording import Recording
+from resilient.supervisor.runnable import cannot_run
 from resilient.supervisor.scene import Scene
 from resilient.supervisor.sentry import Sentry
+from resilient.supervisor.shipping import Shipping
 from resilient.supervisor.store_link import StoreLink
 from resilient.supervisor.timers import Timers
 from resilient.supervisor.witnesses import Witnesses
@@ -53,14 +59,12 @@ class Supervisor:
         self._timers = Timers()
         self._queue: deque[ev.Event] = deque()
         self._board = Board.create(scene.launch.nproc)
-        self._slots = scene.make_slots()
-        self.job = Job(
-            terms=scene.terms(),
-            ranks=scene.launch.nproc,
-            rules=scene.rules,
-            ledger=scene.first_ledger(),
-            has_store=scene.settings.checkpoints is not None,
+        pod = scene.platform.pod_uid or ""
+        self._adopting = Adopting(
+            scene.volume, self._board, scene.identity(), pod=pod, journal=scene.write, say=scene.say
         )
+        self._slots = scene.make_slots(self._adopting.in_memory)
+        self.job = first_job(scene)
         self._store = StoreLink(
             scene.identity(),
             self._slots,
@@ -71,6 +75,7 @@ class Supervisor:
             after=self._timers.after,
             note=scene.say,
         )
+        self._store.left_by = self._adopting.attempt
         self._crew = Crew(
             scene,
             self._board,
@@ -84,16 +89,17 @@ class Supervisor:
         self._host = Host(self._board, self._ports())
         self._sentry = Sentry(
             self._board,
-            journal=lambda kind, fields: scene.journal.write(kind, **fields),
+            journal=scene.write,
             say=scene.say,
             found=self._on_hang,
         )
-        self._witnesses = Witnesses(scene, watch=self._add, unwatch=self._remove, after=self._timers.after)
+        self._witnesses = Witnesses(scene, self._emit, watch=self._add, unwatch=self._remove, after=self._timers.after)
         self._preflight = Preflight(scene, self._emit, watch=self._add, unwatch=self._remove, after=self._timers.after)
         self._hang: Hang | None = None
         self._deadline: float | None = None
         self._progress_at = 0.0
         self._first_step_of = 0
+        self._shipping = Shipping(scene, self._store, lambda: self._board.inherited_bytes)
         self._recording = Recording(scene, self._store, self._emit)
         self.last: cm.Announce | None = None
         self.exit: cm.Exit | None = None
@@ -107,7 +113,7 @@ class Supervisor:
         self._add(self._scene.console.fileno(), self._on_console)
         self._timers.every("tick", TICK_S, self._tick)
         self._timers.every("sample", SAMPLE_S, self._sample)
-        self._timers.every("ship", SHIP_S, self._ship)
+        self._timers.every("ship", SHIP_S, self._shipping.ship)
         self._sample()
         self._take(*begin(self.job, time.monotonic()))
         while self.exit is None:
@@ -122,15 +128,24 @@ class Supervisor:
     @property
     def ships(self) -> bool:
         """The store is open: what the journal says can be read there."""
-        return self._store.opened is not None
+        return self._shipping.ships
+
+    def tell(self, report: Report) -> None:
+        """Have a decision written where people look at the pod, if that was asked for."""
+        self._witnesses.tell(report)
+
+    def leave_snapshot(self, code: int) -> None:
+        """Make ready what the next container may go on from after this exit, if it is one of those."""
+        opened = self._store.opened
+        self._adopting.leave(code, self._host.newest, None if opened is None else opened.run_id)
 
     def close(self) -> None:
         """End the saver, once it has done what it was asked, and let go of everything."""
-        for part in (self._crew, self._witnesses, self._preflight):
-            part.close()
-        journal = self._scene.journal
-        self._store.ship_rest(journal.segment, journal.shipped, time.monotonic() + self._scene.seconds_left(self.job))
+        self._crew.close()
+        self._preflight.close()
+        self._shipping.ship_rest(self._scene.seconds_left(self.job))
         self._store.close(timeout_s=self._scene.seconds_left(self.job))
+        self._witnesses.close(timeout_s=self._scene.seconds_left(self.job))
         self._selector.close()
         self._board.close()
 
@@ -157,6 +172,8 @@ class Supervisor:
         if not isinstance(event, (ev.Advanced, ev.Committed, ev.HeartbeatOpened)):
             self._tell_progress()
         self._queue.append(event)
+        if isinstance(event, ev.LeaveAsked):
+            self._witnesses.leaving()
 
     def _perform(self, command: cm.Command) -> None:
         match command:
@@ -170,8 +187,8 @@ class Supervisor:
                 self._deadline = command.at
             case cm.ClearDeadline():
                 self._deadline = None
-            case cm.NumberAttempt():
-                self._host.number(command.attempt)
+            case cm.NumberAttempt() | cm.SkipBatch():
+                self._tell_host(command)
             case cm.RecordDebit() | cm.RecordFinished():
                 self._record(command)
             case cm.Announce():
@@ -181,12 +198,19 @@ class Supervisor:
             case _:
                 _PLAIN[type(command)](self)
 
+    def _tell_host(self, command: cm.NumberAttempt | cm.SkipBatch) -> None:
+        if isinstance(command, cm.SkipBatch):
+            self._host.claiming.skip(dealt_alike(command.batch, self._board.counts()), command.why)
+        else:
+            self._host.number(command.attempt)
+
     def _announce(self, command: cm.Announce) -> None:
         self.last = command if command.verdict is not None or self.last is None else self.last
         if command.verdict is not None:
             self._scene.remember(command.verdict, self.job.ledger)
+            self.tell(telling.of_verdict(self._scene, self.job, command))
         self._scene.say(command.text)
-        self._ship()
+        self._shipping.ship()
 
     # Time.
 
@@ -228,16 +252,8 @@ class Supervisor:
             self._queue.append(ev.Advanced(step=done))
 
     def _sample(self) -> None:
-        taken = samples.sample(disk=self._scene.journal_dir)
-        self._scene.journal.write("sample", **collect.as_fields(taken))
+        self._shipping.sample()
         self._witnesses.listen()
-
-    def _ship(self) -> None:
-        """Keep a copy of the journal in the store; failing to is never a reason to stop."""
-        cut = self._scene.journal.segment() if self.ships else None
-        if cut is not None:
-            number, path = cut
-            self._store.ship(number, str(path), lambda ok: self._scene.journal.shipped(number) if ok else None)
 
     # The store.
 
@@ -246,10 +262,10 @@ class Supervisor:
             send=self._crew.send,
             submit=self._store.submit,
             emit=self._emit,
-            journal=lambda kind, fields: self._scene.journal.write(kind, **fields),
+            journal=self._scene.write,
             resolve=self._scene.resolve,
             now=time.monotonic,
-            held_s=lambda: self.job.ledger.held(time.monotonic()),
+            usage=lambda: self.job.ledger.usage(time.monotonic()),
             say=self._scene.say,
             give_back=self._scene.give_back,
             settled=self._on_settled,
@@ -274,17 +290,10 @@ class Supervisor:
         if isinstance(answer, ev.OpenFailed):
             self._emit(answer)
             return
-        self._scene.journal.write("opened", run=answer.run_id)
+        answer = self._adopting.judge(answer, self._host.adopt)
+        opened = learned(self._scene, answer)
         self._host.opened(answer, self._scene.settings.store_patience)
-        self._emit(
-            ev.Opened(
-                next_attempt=answer.next_attempt,
-                committed_step=max((ref.step for ref in answer.checkpoints), default=0),
-                ever_committed=answer.ever_committed and not self._scene.settings.fresh,
-                held_s=answer.last_held_s,
-                debits=self._scene.on_record(answer.debits),
-            )
-        )
+        self._emit(opened)
 
     def _record(self, command: cm.RecordDebit | cm.RecordFinished) -> None:
         self._recording.begin(
@@ -316,7 +325,7 @@ class Supervisor:
     def _reap(self) -> None:
         self._crew.look_for_exits()
         known = {member.process.pid for member in self._crew.members}
-        ours = (self._store.saver_pid, self._witnesses.pid, *self._preflight.pids)
+        ours = (self._store.saver_pid, *self._witnesses.pids, *self._preflight.pids)
         reap_orphans(known | {pid for pid in ours if pid is not None})
 
     def _on_control(self) -> None:
@@ -339,11 +348,9 @@ class Supervisor:
     # Workers.
 
     def _start_workers(self, command: cm.StartWorkers) -> None:
-        scene = self._scene
-        code = check_command(scene.launch.command, scene.place.base)
-        if code is not None:
-            what = "no such command" if code == ExitCode.NOT_FOUND else "not executable"
-            self._emit(ev.CannotRun(code=code, why=f"cannot run {scene.launch.command[0]!r}: {what}"))
+        wrong = cannot_run(self._scene.launch, self._scene.place.base, is_first=command.launch == 1)
+        if wrong is not None:
+            self._emit(wrong)
             return
         self._sentry.restarted()
         self._hang = None
@@ -351,14 +358,15 @@ class Supervisor:
         numbered = self._store.opened is not None or not self.job.has_store
         self._host.launched(command.attempt, numbered=numbered)
         self._crew.start(attempt=command.attempt, launch=command.launch)
+        self._shipping.ship()  # should it be killed soon, whoever comes next can tell that it was there
 
     def _on_crew(self, event: ev.Event) -> None:
         if isinstance(event, ev.WorkerEnded) and event.clean:
-            self._host.left(event.rank)
+            self._host.loop_end.left(event.rank)
         self._emit(event)
 
     def _order_stop(self) -> None:
-        if self._host.past_last_step:
+        if self._host.loop_end.begun:
             return  # what follows the loop gets the time to end by itself: the work is done all the same
         if self._host.stop() is None:
             self._host.tiers.end()  # somebody does not train yet, or never will: nothing to wait for
@@ -371,8 +379,10 @@ class Supervisor:
 
     def _collect(self) -> None:
         past = tuple(self._scene.past)
+        skipping = Skipping(allowed=self._scene.settings.skip_bad_batches, skipped=self._host.claiming.skipped)
         self._witnesses.gather(
-            self._crew.members, self._board, lambda found: self._emit(ev.Collected(evidence=found, past=past)),
+            self._crew.members, self._board,
+            lambda found: self._emit(ev.Collected(evidence=found, past=past, skipping=skipping)),
             hang=self._hang, not_started=self._crew.not_started,
         )  # fmt: skip
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import traceback
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from resilient.core.exit_codes import ExitCode
 from resilient.core.redact import Redactor, secrets_of, secrets_of_argv
 from resilient.kubernetes import termination
 from resilient.launch import Launch
-from resilient.supervisor import descendants, ending, processes
+from resilient.supervisor import descendants, ending, processes, telling
 from resilient.supervisor.loop import Supervisor
 from resilient.supervisor.scene import Scene, set_up
 
@@ -24,6 +25,7 @@ TERMINATION_LOG: Final = Path("/dev/termination-log")
 
 def run_command(launch: Launch, environ: Mapping[str, str]) -> int:
     """Supervise a command to its end; returns the exit code of the contract."""
+    gc.freeze()  # what was imported stays: it is not to be looked through again, the last time when all is over
     _open_standard_streams()
     processes.allow_descriptors(launch.nproc)
     processes.become_subreaper()
@@ -73,11 +75,14 @@ def _supervise(scene: Scene) -> int:
                 why=f"the supervisor failed: {type(error).__name__}: {error}",
                 do="please report it with the journal",
             )
+        supervisor.leave_snapshot(exit_.code)
         _leave(scene, supervisor, exit_)
-        return int(exit_.code)
     finally:
         descendants.end(scene.place.token, grace_s=0.0)
         supervisor.close()
+    if scene.volume is not None:
+        scene.volume.keep()  # last: whoever is killed before has left nothing
+    return int(exit_.code)
 
 
 def _leave(scene: Scene, supervisor: Supervisor, exit_: cm.Exit) -> None:
@@ -89,19 +94,8 @@ def _leave(scene: Scene, supervisor: Supervisor, exit_: cm.Exit) -> None:
     target = checkpoints if checkpoints is not None and supervisor.ships else str(scene.journal_dir)
     name = termination.exit_name(exit_.code)
     scene.journal.write("exit", code=exit_.code, name=name, why=exit_.why, do=exit_.do)
-    data = termination.message(
-        exit_.code,
-        scene.redactor.clean(exit_.why, 2000),
-        scene.redactor.clean(exit_.do, 2000),
-        run=scene.place.run_id,
-        submission=scene.submission,
-        attempt=job.attempt,
-        step=job.ledger.highest_step,
-        rank=verdict.culprit if verdict else None,
-        rule=verdict.rule if verdict else None,
-        node=scene.platform.node,
-        journal=str(scene.journal_dir),
-    )
+    data = telling.line(scene, job, verdict, exit_.why, exit_.do, code=exit_.code)
+    supervisor.tell(telling.report(scene, data, exit_.why, exit_.do, code=exit_.code, last=True))
     problem = _write_termination(scene.settings.termination_log, data)
     if problem is not None:
         scene.say(problem)

@@ -25,6 +25,7 @@ from resilient.errors import SettingsError
 from resilient.supervisor import exec_worker
 
 _STUB: Final = str(Path(exec_worker.__file__).resolve())
+_UNBUFFERED: Final = "-u"
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _DESCRIPTORS: Final = 320
 """Open files of a supervisor; most are for the descendants of workers while they are being ended."""
@@ -136,6 +137,20 @@ def check_command(
         return exec_worker.NOT_FOUND
     if not any(os.path.isfile(path) and os.access(path, os.X_OK) for path in found):
         return exec_worker.CANNOT_EXECUTE
+    return None
+
+
+def missing_script(command: Sequence[str], cwd: str | os.PathLike[str] | None = None) -> str | None:
+    """The script that an interpreter is to run, where there is none: it would say so itself, once for each start."""
+    script = next((word for word in command[1:] if word != _UNBUFFERED), "-")
+    if script.startswith("-") or "$" in script:  # a module, a program in the words, a name that is still to be made
+        return None
+    try:
+        os.stat(os.path.join(cwd or "", script))
+    except (FileNotFoundError, NotADirectoryError):
+        return script
+    except OSError:
+        return None
     return None
 
 

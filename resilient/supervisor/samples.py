@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
-
-from resilient.core.measured import UNLIMITED
 
 _NO_LIMIT: Final = 1 << 60
 """cgroup v1 writes "no limit" as a number near 2**63."""
@@ -32,6 +30,10 @@ class Sample:
     disk_used_fraction: float | None
 
 
+SPARE_BYTES: Final = 256 << 20
+"""Stays free for each rank: the last memory of a container is not for snapshots."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Memory:
     used: int | None
@@ -46,13 +48,20 @@ class _Memory:
 
 def sample(
     *,
+    inherited: int = 0,
     disk: str | os.PathLike[str] | None = None,
     root: str | os.PathLike[str] = "/",
     shm: str | os.PathLike[str] = "/dev/shm",
 ) -> Sample:
-    """Look now; ``disk`` is any path on the file system of interest, ``root`` where ``proc`` and ``sys`` lie."""
+    """Look now; ``disk`` is any path on the file system of interest, ``root`` where ``proc`` and ``sys`` lie.
+
+    ``inherited`` are bytes of ours that an earlier container of the pod is charged for: our cgroup does not show them,
+    and they take of the pod's limit, which is the container's.
+    """
     folders, version = _folders(Path(root), "memory")
     memory = _tightest(folders, version)
+    if memory.used is not None and memory.limit is not None:
+        memory = replace(memory, used=memory.used + inherited)
     return Sample(
         memory_used=memory.used,
         memory_limit=memory.limit,
@@ -62,18 +71,23 @@ def sample(
     )
 
 
-def memory_available(root: str | os.PathLike[str] = "/") -> int | None:
-    """Bytes that can still be taken, by the cgroup's limits and by the host; ``None`` where neither can be read."""
+def memory_available(root: str | os.PathLike[str] = "/", *, inherited: int = 0) -> int | None:
+    """Bytes that can still be taken, by the cgroup's limits and by the host; ``None`` where neither can be read.
+
+    ``inherited``: as in :func:`sample`.
+    """
     memory = _tightest(*_folders(Path(root), "memory"))
     host = _keyed(Path(root) / "proc/meminfo").get("MemAvailable:")
     left = [] if host is None else [host << 10]  # "kB" there are KiB
     if memory.limit is not None and memory.used is not None:
-        left.append(memory.limit - memory.used)
+        left.append(memory.limit - memory.used - inherited)
     return max(0, min(left)) if left else None
 
 
 def processes_left(root: str | os.PathLike[str] = "/") -> int | None:
     """Processes and threads that the cgroup still allows, ``UNLIMITED`` where it has no limit."""
+    from resilient.core.measured import UNLIMITED  # words of the preflight: workers look at memory, and need none
+
     folders, _ = _folders(Path(root), "pids")
     if not folders[0].is_dir():
         return None

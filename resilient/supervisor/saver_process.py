@@ -7,9 +7,7 @@ then it ends what is left of the workers as well, which nobody else can do any m
 
 from __future__ import annotations
 
-import contextlib
 import json
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -17,33 +15,29 @@ from typing import Final
 
 from resilient.checkpoint import saver
 from resilient.checkpoint.requests import REPLIES, Failed, Reply, Request
+from resilient.core.policy import Terms
 from resilient.link.channel import Channel, Closed
-from resilient.supervisor import descendants
+from resilient.supervisor import descendants, programs
 
 Then = Callable[[Reply], None]
-LEFTOVER_GRACE_S: Final = 2.0
-KILL_WAIT_S: Final = 0.5
+LEFTOVER_GRACE_S: Final = Terms().stop_grace_s
+"""For whoever clears up after a killed worker, on a disk that is busy: as long as if we had stopped it."""
+REPLY_LIMIT: Final = 8 << 20
+"""A store tells of all exits of a submission, of the deny list and of what is left out, in one answer."""
 
 
 class SaverProcess:
     """A saver and the requests that it has not answered yet."""
 
     def __init__(self, slots: Mapping[int, Sequence[int]], token: str, environ: Mapping[str, str]) -> None:
-        ours, theirs = socket.socketpair()
-        fds = [theirs.fileno(), *(fd for pair in slots.values() for fd in pair)]
         arenas = json.dumps({str(rank): list(pair) for rank, pair in slots.items()})
-        with contextlib.ExitStack() as unless_started, theirs:
-            unless_started.callback(ours.close)
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "resilient.supervisor.saver_process", str(theirs.fileno()), arenas, token],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=fds,
-                env=dict(environ),
-                start_new_session=True,
-            )
-            unless_started.pop_all()
-        self._channel: Channel[Reply] = Channel(ours, REPLIES)
+        self._process, ours = programs.start(
+            "resilient.supervisor.saver_process",
+            [arenas, token],
+            environ,
+            fds=[fd for pair in slots.values() for fd in pair],
+        )
+        self._channel: Channel[Reply] = Channel(ours, REPLIES, limit=REPLY_LIMIT)
         self._waiting: dict[int, Then] = {}
         self._next = 0
         self.alive = True
@@ -82,10 +76,9 @@ class SaverProcess:
         try:
             self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            self._process.kill()  # it would keep the run's lock, and without a manifest nothing counts
-            with contextlib.suppress(subprocess.TimeoutExpired):  # the kernel may hold it: a dead mount
-                self._process.wait(KILL_WAIT_S)
-            self._process.returncode = 0  # Popen must not warn
+            programs.kill(
+                self._process, programs.KILL_WAIT_S
+            )  # it would keep the run's lock; without a manifest nothing counts
 
     def _died(self, why: str) -> None:
         self.alive = False

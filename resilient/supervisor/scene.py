@@ -10,7 +10,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -18,6 +18,7 @@ from typing import Final
 from resilient import settings as settings_
 from resilient.checkpoint import layout
 from resilient.checkpoint.arena import Slot, create_arenas
+from resilient.checkpoint.volume import Volume, disk_of
 from resilient.core import history
 from resilient.core.causes import Verdict
 from resilient.core.events import Debit
@@ -28,11 +29,11 @@ from resilient.core.policy import Ledger, Terms, opening_ledger
 from resilient.core.redact import Redactor, clean_argv, clean_url, secrets_of, secrets_of_argv
 from resilient.core.rule import Rule
 from resilient.core.rules import RULES
+from resilient.core.usage import NOTHING_USED
 from resilient.core.user_rules import with_user_rules
 from resilient.errors import SettingsError
 from resilient.facts import Platform
 from resilient.launch import Launch
-from resilient.link.board import SLOTS
 from resilient.settings import Effective, Settings
 from resilient.supervisor import descendants
 from resilient.supervisor.console import Console
@@ -42,6 +43,7 @@ from resilient.supervisor.journal import Journal
 from resilient.supervisor.output import Lines
 from resilient.supervisor.signals import Signals
 from resilient.supervisor.store_link import Identity
+from resilient.toml_files import read_rules
 from resilient.version import version
 
 COUNTERS_BOUND: Final = 20
@@ -74,6 +76,8 @@ class Scene:
     control: Control
     place: Place
     terminal: bool
+    volume: Volume | None
+    """Where a snapshot may outlive the container."""
     _slots: dict[int, list[Slot]]
     past: list[Past] = field(default_factory=list)
     """Earlier faults of the run, the oldest first."""
@@ -104,12 +108,15 @@ class Scene:
             grace_s=settings.grace,
         )
 
-    def first_ledger(self) -> Ledger:
+    def local_debits(self) -> Sequence[layout.Debit]:
+        """Exits of this submission that the journal's directory holds, the oldest first."""
+        return [row for row in self.journal.local_debits() if row.submission == self.submission]
+
+    def first_ledger(self, mine: Sequence[layout.Debit]) -> Ledger:
         """What this submission has spent, by the debits that the journal's directory holds where there is no store."""
-        mine = [row for row in self.journal.local_debits() if row.submission == self.submission]
         debits = self.on_record(mine)
-        held_s = mine[-1].held_s if mine else 0.0
-        return opening_ledger(Ledger(), committed_step=0, held_s=held_s, debits=debits, now=time.monotonic())
+        usage = debits[-1].usage if debits else NOTHING_USED
+        return opening_ledger(Ledger(), committed_step=0, usage=usage, debits=debits, now=time.monotonic())
 
     def on_record(self, rows: Sequence[layout.Debit]) -> tuple[Debit, ...]:
         """What earlier pods of this submission put on record, in the core's words; their faults are remembered."""
@@ -118,9 +125,13 @@ class Scene:
                 code=row.code,
                 step=row.step,
                 fingerprint=row.fingerprint,
-                held_s=row.held_s,
+                usage=layout.usage_of(row),
                 node=row.node,
                 fault_step=row.fault_step,
+                times=row.times,
+                strikes=row.strikes,
+                batch=row.batch,
+                forgiven=row.forgiven,
             )
             for row in rows
         )
@@ -158,15 +169,20 @@ class Scene:
         self.effective = settings_.load(flags=self.launch.setting_flags, run=run, environ=self.variables)
         return self.effective
 
-    def make_slots(self) -> dict[int, list[int]]:
-        """The arena of every rank: memory that outlives its workers."""
-        self._slots = create_arenas(self.launch.nproc, self.journal_dir)
+    def make_slots(self, in_memory: Callable[[int, int], Slot] | None) -> dict[int, list[int]]:
+        """The arena of every rank: memory that outlives its workers, and the container where ``in_memory`` gives it."""
+        made = {} if in_memory is None else {"in_memory": in_memory}
+        self._slots = create_arenas(self.launch.nproc, self.journal_dir, **made)
         return {rank: [slot.fd for slot in slots] for rank, slots in self._slots.items()}
 
-    def give_back(self) -> None:
-        """What all ranks have read together is needed no more."""
-        for slot in self._slots[0][SLOTS:]:
-            slot.give_back()
+    def give_back(self, number: int) -> None:
+        """Free the memory of a slot, of every rank."""
+        for slots in self._slots.values():
+            slots[number].give_back()
+
+    def write(self, kind: str, fields: Mapping[str, object]) -> None:
+        """An entry of the journal."""
+        self.journal.write(kind, **fields)
 
     def say(self, text: str) -> None:
         """A line of our own for whoever reads the log."""
@@ -198,6 +214,8 @@ class Scene:
         self.journal.close()
         for slot in (slot for slots in self._slots.values() for slot in slots):
             slot.close()
+        if self.volume is not None:
+            self.volume.close()
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.console.close(timeout_s=5.0)
 
@@ -206,7 +224,7 @@ def set_up(launch: Launch, environ: Mapping[str, str]) -> Scene:
     """Check every setting, then make what a supervisor needs; nothing is started."""
     effective = settings_.load(flags=launch.setting_flags, environ=environ)
     own = effective.settings.rules
-    rules = RULES if own is None else with_user_rules(settings_.read_rules(Path(own)))
+    rules = RULES if own is None else with_user_rules(read_rules(Path(own)))
     platform = settings_.platform(environ)
     submission = platform.submission or f"local-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
     journal_dir = _journal_dir(effective.settings, submission)
@@ -227,6 +245,7 @@ def set_up(launch: Launch, environ: Mapping[str, str]) -> Scene:
         terminal=terminal,
         max_restarts=Terms().restarts_between_commits if restarts is None else restarts,
     )
+    volume = _volume(effective.settings, platform)
     scene = Scene(
         launch=launch,
         variables=environ,
@@ -245,13 +264,38 @@ def set_up(launch: Launch, environ: Mapping[str, str]) -> Scene:
         control=control,
         place=place,
         terminal=terminal,
+        volume=volume,
         _slots={},
     )
     _write_start(scene)
+    _warn_of_disk(scene)
     left = descendants.end_leftovers(run, grace_s=LEFTOVER_GRACE_S)
     if left:
         scene.say(f"ended {left} processes of this run, whose supervisor had been killed")
     return scene
+
+
+def _volume(settings: Settings, platform: Platform) -> Volume | None:
+    if settings.snapshots is None:
+        return None
+    if platform.pod_uid is None:
+        raise SettingsError(
+            f"cannot keep snapshots in {settings.snapshots}: RESILIENT_POD_UID does not say which pod this is; project "
+            "metadata.uid into it, as resilient manifest --restart-rules does, or leave --snapshots out"
+        )
+    return Volume(Path(settings.snapshots).absolute())
+
+
+def _warn_of_disk(scene: Scene) -> None:
+    """Snapshots go there too, at the price of a disk: a person may want that, or may not know it."""
+    kind = None if scene.volume is None else disk_of(scene.volume.directory)
+    if scene.volume is not None and kind is not None:
+        text = (
+            f"--snapshots {scene.volume.directory} is on {kind}, not in memory, so that every snapshot is written to a "
+            "disk; mount an emptyDir with medium: Memory there"
+        )
+        scene.journal.write("note", rank=None, text=text)
+        scene.say(text)
 
 
 def _make_scratch(journal_dir: Path) -> Path:
@@ -289,6 +333,8 @@ def _write_start(scene: Scene) -> None:
         in_kubernetes=scene.platform.in_kubernetes,
         pod=scene.pod,
         node=scene.platform.node,
+        failure_count=scene.platform.failure_count,
+        ignored_count=scene.platform.ignored_count,
         pid=os.getpid(),
         command=list(clean_argv(scene.launch.command)),
         ranks=scene.launch.nproc,

@@ -25,13 +25,16 @@ from resilient import settings as settings_
 from resilient.checkpoint.arena import create_arenas
 from resilient.checkpoint.requests import Opened
 from resilient.core import events as ev
+from resilient.core.edges_opening import nothing_to_resume_from
 from resilient.core.exit_codes import ExitCode
 from resilient.core.redact import Redactor, secrets_of
+from resilient.core.usage import NOTHING_USED
 from resilient.errors import SettingsError
-from resilient.link.board import SLOTS, TERM, Board, row_base
+from resilient.link.board import TERM, Board, row_base
 from resilient.link.channel import Channel, Closed, send_descriptors
 from resilient.link.messages import FROM_WORKER, FromWorker, Hello, Leaving, Refuse, SaveEnded
 from resilient.supervisor.host import Host, Ports
+from resilient.supervisor.opening import MOST_ASIDE
 from resilient.supervisor.store_link import Identity, StoreLink
 from resilient.supervisor.timers import Timers
 
@@ -125,7 +128,7 @@ class Keeper:
         """A worker was signalled: all leave together, as far as they train already."""
         if (
             self._stopping is None
-            and not self._host.past_last_step
+            and not self._host.loop_end.begun
             and any(self._board.words[row_base(i) + TERM] for i in range(self._ranks))
         ):
             self._stopping = self._host.stop()
@@ -140,16 +143,16 @@ class Keeper:
             journal=lambda kind, fields: None,
             resolve=lambda run: settings_.load(run=run, environ=self._environ),
             now=time.monotonic,
-            held_s=lambda: 0.0,
+            usage=lambda: NOTHING_USED,
             say=self._say,
             give_back=self._give_back,
             settled=self._on_settled,
             last_saved=self._on_saved,
         )
 
-    def _give_back(self) -> None:
-        for slot in self._arenas[0][SLOTS:]:
-            slot.give_back()
+    def _give_back(self, number: int) -> None:
+        for slots in self._arenas.values():
+            slots[number].give_back()
 
     def _on_event(self, event: ev.Event) -> None:
         if isinstance(event, ev.Announced):
@@ -179,9 +182,11 @@ class Keeper:
         if isinstance(answer, ev.OpenFailed):
             self._refuse_store(answer)
         elif answer.ever_committed and not answer.checkpoints:
-            why = "steps of this run were committed, but its checkpoint directory lists none"
-            self._refuse(ExitCode.CONFIG_FAULT, f"cannot resume: {why}; check the URL and its mount")
+            why, do = nothing_to_resume_from(answer.set_aside)
+            self._refuse(ExitCode.CONFIG_FAULT, f"cannot resume: {why}; {do}")
         else:
+            for note in answer.set_aside[:MOST_ASIDE]:
+                self._say(note)
             self._host.opened(answer, self._patience_s)
             self._host.number(answer.next_attempt)
 

@@ -12,10 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from resilient.checkpoint import deny_list
 from resilient.checkpoint.layout import Debit, FinishedMark
-from resilient.checkpoint.requests import Failed, Finish, Open, Opened, Record, Reply, Request, Ship
+from resilient.checkpoint.requests import Deny, Failed, Finish, Open, Opened, Record, Reply, Request, Ship
 from resilient.core import events as ev
 from resilient.core.checks_store import WRONG
+from resilient.core.denied import Suspect
 from resilient.core.grammar import remedy_apart
 from resilient.settings import Settings
 from resilient.supervisor.saver_process import SaverProcess
@@ -69,6 +71,8 @@ class StoreLink:
         self._saver: SaverProcess | None = None
         self.opened: Opened | None = None
         self._again: Callable[[], None] | None = None
+        self.left_by: int | None = None
+        """The attempt of a snapshot that the container before has left."""
         self._opening = False
         """The run is being opened, for the first time or by the next saver."""
         self._held: list[tuple[Callable[[int], Request], Callable[[Reply], None]]] = []
@@ -148,6 +152,7 @@ class StoreLink:
                 save_bandwidth=settings.save_bandwidth,
                 lock_patience_s=patience_s if identity.in_kubernetes else min(LOCAL_LOCK_S, patience_s),
                 patience_s=patience_s,
+                left_by=self.left_by,
             ),
             answered,
         )
@@ -171,6 +176,15 @@ class StoreLink:
             lambda reply: then(reply.why if isinstance(reply, Failed) else None),
         )
 
+    def deny(self, suspect: Suspect, *, patience_s: float, then: Callable[[str | None], None]) -> None:
+        """Put what a verdict blames on the run's deny list."""
+        identity = self._identity
+        record = deny_list.record_of(suspect, submission=identity.submission, pod=identity.pod, wall_s=time.time())
+        self.submit(
+            lambda number: Deny(id=number, record=record, patience_s=patience_s),
+            lambda reply: then(reply.why if isinstance(reply, Failed) else None),
+        )
+
     def debit(self, debit: ev.Debit, *, attempt: int, why: str) -> Debit:
         """The record of an exit."""
         return Debit(
@@ -180,11 +194,16 @@ class StoreLink:
             code=debit.code,
             step=debit.step,
             fingerprint=debit.fingerprint[:200],
-            held_s=debit.held_s,
+            held_s=debit.usage.held_s,
             wall_s=time.time(),
             why=why[:1000],
             node=debit.node,
             fault_step=debit.fault_step,
+            times=debit.times,
+            strikes=debit.strikes,
+            batch=debit.batch,
+            restarts=debit.usage.restarts,
+            restarts_since_commit=debit.usage.restarts_since_commit,
         )
 
     def finish(

@@ -28,6 +28,8 @@ from resilient.supervisor.slots import Slots, Whole
 Ask = Callable[[Callable[[int], Save], Callable[[Reply], None]], None]
 SHOWN_CHANGE: Final = 0.25
 """An automatic cadence is told again when it has changed by this share."""
+MOST_TOLD: Final = 5
+"""Reasons why old checkpoints could not be deleted: they are mostly the same."""
 RETRY_S: Final = 10.0
 """Between tries to save after the saver's own retries have failed."""
 
@@ -84,6 +86,8 @@ class Tiers:
         self._stop: int | None = None
         self._final: tuple[int, Callable[[int | None], None]] | None = None
         self._wanted: Whole | None = None
+        self._adopted: Whole | None = None
+        """What an earlier container took, as long as nobody trains on it."""
         self._retry_at = 0.0
         self._settling = False
         self._asked = False
@@ -105,6 +109,14 @@ class Tiers:
         self.cadence, self._floor = cadence, step
         # What is durable beyond it was refused, or is another history's.
         self.durable_step = min(self.durable_step, step)
+        adopted, self._adopted = self._adopted, None
+        if adopted is not None and adopted == self.slots.newest and adopted.step > self.durable_step:
+            self._wanted = adopted  # whoever took it could not save it any more
+
+    def adopt(self, whole: Whole, began_from: str | None) -> None:
+        """A snapshot of an earlier container lies in a slot; its attempt had begun from this checkpoint."""
+        self._adopted = whole
+        self.began_from[whole.attempt] = began_from
 
     def candidates(self) -> list[Candidate]:
         """What can be resumed from in memory."""
@@ -252,7 +264,7 @@ class Tiers:
         self._floor = max(self._floor, step)
         saving = order.last or order.saved or (self.cadence is not None and wants_store(self.cadence, step, now))
         if self.cadence is not None:
-            self.cadence = self.cadence.took(now, max(stalls), saving=saving)
+            self.cadence = self.cadence.took(step, now, max(stalls), saving=saving)
             self._show_cadence(self.cadence)
         self._told("snapshot", {"step": step, "slot": slot, "stall_s": round(max(stalls), 6)})
         if saving:
@@ -339,6 +351,7 @@ class Tiers:
                     "prune_s": round(reply.prune_s, 3),
                     "size_bytes": reply.size_bytes,
                     "pruned": list(reply.pruned),
+                    "not_pruned": list(reply.not_pruned[:MOST_TOLD]),
                 },
             )
             self._committed(reply.step)

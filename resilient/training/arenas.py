@@ -13,12 +13,10 @@ import torch
 
 from resilient.checkpoint.arena import NoRoom, Slot
 from resilient.link.board import SPILL
-from resilient.supervisor.samples import memory_available
+from resilient.supervisor.samples import SPARE_BYTES, memory_available
 
 SMALL_BYTES: Final = 64 << 20
 """Memory that is had within milliseconds; more of it is made ready while the training goes on."""
-SPARE_BYTES: Final = 256 << 20
-"""Stays free for each rank: the last memory of a container is not for snapshots."""
 MARGIN: Final = 1.05
 """A snapshot may grow a little: its header, a counter, a generator."""
 

@@ -7,12 +7,14 @@ again from that state, what was used is skipped without being fetched, and the
 generators are put to where they were at the snapshot. The state is taken when the
 sampler is first asked, not when the iterator is made: persistent workers draw a
 base seed for the first iterator of a process only.
+
+A batch that is left out keeps its number: the sampler gives it, and nobody fetches it.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 import torch
@@ -21,14 +23,16 @@ from torch.utils.data import DataLoader, IterableDataset
 from resilient.core.grammar import type_of
 from resilient.errors import CheckpointError, SettingsError
 from resilient.training import rng
-from resilient.training.iterables import CountedSource, OwnSource, keeps_position
-from resilient.training.position import Position, Source, Tree, differences
-from resilient.training.seeding import Numbered, SeededData, Workers
+from resilient.training.iterables import CountedSource, OwnSource, batch_size, keeps_position
+from resilient.training.position import Failed, Position, Source, Tree, differences
+from resilient.training.seeding import Numbered, Reading, SeededData, Workers
 from resilient.training.shares import rest_of, together
 
-__all__ = ["Position", "Stream", "differences", "source_of"]
+__all__ = ["Position", "differences", "source_of"]
 
 _GONE: Final = object()
+_KNOWN: Final = 16
+"""Batches whose samples can be named, beside those that are fetched ahead."""
 
 
 def source_of(loader: Any, *, seed: int, rank: int) -> Source:
@@ -52,17 +56,24 @@ def source_of(loader: Any, *, seed: int, rank: int) -> Source:
     return SequenceSource(loader)
 
 
-class SequenceSource:
-    """Batches that are there already."""
+class SequenceSource(Source):
+    """Batches that are there already; each is the one sample of its number."""
+
+    exact = True
+    size = 1
 
     def __init__(self, batches: Sequence[Any]) -> None:
         self._batches = batches
+        self.of = len(batches)
 
-    def open(self, position: Position, now: Tree | None) -> Iterator[Any]:
+    def open(self, position: Position, now: Tree | None, out: frozenset[int]) -> Iterator[Any]:
         position.must_be(own=False)
         if now is not None:
             rng.restore(now)
-        return (self._batches[index] for index in range(position.used, len(self._batches)))
+        return (self._batches[index] for index in range(position.used, len(self._batches)) if index not in out)
+
+    def samples(self, number: int) -> tuple[int, ...]:
+        return (number,)
 
     def found(self) -> Tree:
         return {"start": None, "own": None}
@@ -71,15 +82,22 @@ class SequenceSource:
         """Nothing is held."""
 
 
-class LoaderSource:
+class LoaderSource(Source):
     """A map-style DataLoader: a clone of it that has our sampler around its own."""
+
+    exact = True
 
     def __init__(self, loader: DataLoader[Any], seed: str) -> None:
         single = loader.batch_sampler is None
         inner = loader.sampler if single else loader.batch_sampler
         self._samplers = _samplers(loader)
         self._order = Order(inner, _generators(loader, self._samplers), lambda before: rest_of(loader, before))
-        self._together = together(loader)
+        self._before = 0
+        self.together = together(loader)
+        self.of = len(loader.dataset) if hasattr(loader.dataset, "__len__") else 0
+        self.size = 1 if single else batch_size(loader)
+        self._order.keep(loader.num_workers * (loader.prefetch_factor or 1))
+        self._reading = Reading(loader)
         self._workers = Workers(loader)
         order: dict[str, Any] = (
             {"batch_size": None, "sampler": self._order} if single else {"batch_sampler": self._order}
@@ -87,7 +105,7 @@ class LoaderSource:
         if loader.pin_memory_device:
             order["pin_memory_device"] = loader.pin_memory_device
         self._loader: DataLoader[Any] = DataLoader(
-            SeededData(loader.dataset, seed),
+            SeededData(loader.dataset, seed, self._reading),
             num_workers=loader.num_workers,
             collate_fn=loader.collate_fn,
             pin_memory=loader.pin_memory,
@@ -100,14 +118,16 @@ class LoaderSource:
             **order,
         )
 
-    def open(self, position: Position, now: Tree | None) -> Iterator[Any]:
+    def open(self, position: Position, now: Tree | None, out: frozenset[int]) -> Iterator[Any]:
         position.must_be(own=False)
+        self._before = position.before
+        self._reading.begin()
         for sampler in _with_epochs(self._samplers):
             sampler.set_epoch(position.epoch)
         if position.start is None and now is not None:
             rng.restore(now)  # nothing to skip: the iterator's own draws belong to what comes
             now = None
-        self._order.prepare(position, now)
+        self._order.prepare(position, now, out)
         with self._workers.beginning():
             iterator = iter(self._loader)
         if now is not None and self._loader.num_workers:
@@ -115,7 +135,14 @@ class LoaderSource:
         return iterator
 
     def found(self) -> Tree:
-        return {"start": self._order.start, "own": None, "together": self._together}
+        return {"start": self._order.start, "own": None, "together": self.together}
+
+    def samples(self, number: int) -> tuple[int, ...]:
+        return self._order.samples(number)
+
+    def failed(self, messages: Sequence[str], *, fetching: bool) -> Failed | None:
+        found = self._reading.failed(messages, fetching=fetching)
+        return None if found is None else Failed(number=found[0] - self._before, sample=found[1])
 
     def close(self) -> None:
         self._workers.end()
@@ -131,13 +158,28 @@ class Order:
         self._generators = generators
         self._position: Position | None = None
         self._now: Tree | None = None
+        self._out: frozenset[int] = frozenset()
+        self._known: deque[tuple[int, Any]] = deque(maxlen=_KNOWN)
+        """What the sampler has given last, with the number of each."""
         self.start: Tree | None = None
 
-    def prepare(self, position: Position, now: Tree | None) -> None:
-        """Say where the next iteration is to begin."""
+    def keep(self, ahead: int) -> None:
+        """So many batches are fetched ahead of the one that is given out."""
+        self._known = deque(maxlen=ahead + _KNOWN)
+
+    def prepare(self, position: Position, now: Tree | None, out: frozenset[int]) -> None:
+        """Say where the next iteration is to begin, and what it leaves out."""
         self._position = position
         self._now = now
+        self._out = out
+        self._known.clear()
         self.start = None
+
+    def samples(self, number: int) -> tuple[int, ...]:
+        """Indices of the samples of a batch, where it was among the last, and they are numbers."""
+        item = next((item for known, item in self._known if known == number), ())
+        indices = item if isinstance(item, (list, tuple)) else (item,)
+        return tuple(indices) if all(type(index) is int and index >= 0 for index in indices) else ()
 
     def __len__(self) -> int:
         return len(self._inner)
@@ -157,6 +199,9 @@ class Order:
         if self._now is not None:
             rng.restore(self._now)
         for number, item in enumerate(items, position.used):
+            self._known.append((number, item))
+            if number in self._out:
+                continue
             yield Numbered(position.epoch, position.before + number, item)  # what is seeded by it is not seeded again
 
     def _begin(self, position: Position) -> None:
@@ -170,47 +215,6 @@ class Order:
         rng.restore(position.start["rng"])
         for generator, state in zip(self._generators, position.start["generators"], strict=True):
             generator.set_state(state.clone())
-
-
-class Stream:
-    """Endless batches from a source, and the position in them."""
-
-    def __init__(self, source: Source, position: Position) -> None:
-        self._source = source
-        self._begun = position
-        """Where the epoch was begun by this process."""
-        self._used = position.used
-        self._epoch: Iterator[Any] | None = None
-
-    def position(self) -> Position:
-        """Where a run that is interrupted now has to go on."""
-        if self._used == self._begun.used:
-            return self._begun
-        return replace(self._begun, used=self._used, **self._source.found())
-
-    def next(self, now: Tree | None) -> Any:
-        """The next batch; ``now``, where given, is what the generators are put to before it is fetched."""
-        while True:
-            if self._epoch is None:
-                self._begun = self.position()
-                if now is None and self._used:
-                    now = rng.capture()  # this process has left the epoch before, and comes back to it
-                self._epoch = self._source.open(self._begun, now)
-                now = None
-            batch = next(self._epoch, _GONE)
-            if batch is not _GONE:
-                self._used += 1
-                return batch
-            if not self._used and not self._begun.before:
-                raise SettingsError("cannot train: the loader gives no batch; check data set, batch size, drop_last")
-            epoch = self._begun.epoch + 1
-            self._begun, self._used = replace(self._begun, epoch=epoch, used=0, before=0, start=None, own=None), 0
-            self._epoch = None
-
-    def close(self) -> None:
-        """Let go of the iterator and its workers."""
-        self._source.close()
-        self._epoch = None
 
 
 def _refuse(loader: DataLoader[Any]) -> None:

@@ -16,6 +16,7 @@ from resilient.link.attach import Attachment
 from resilient.link.board import NONE, PENDING, SNAPSHOT_SLOT, SNAPSHOT_STEP, STOP_STEP
 from resilient.link.channel import Closed
 from resilient.link.messages import Leaving, SaveEnded
+from resilient.training.leaving import hurry
 from resilient.training.snapshots import Snapshots
 
 NO_SNAPSHOT: Final = -2
@@ -62,6 +63,7 @@ class Boundary:
         if not self._attachment.supervised and self._attachment.index == 0:  # else it is the supervisor that says it
             how = "saved" if saved else "not saved"
             sys.stderr.write(f"resilient: asked to leave by SIGTERM; step {step} is {how}\n")
+        hurry()
         raise SystemExit(int(ExitCode.PREEMPTED_SAVED if saved else ExitCode.PREEMPTED_UNSAVED))
 
     def saved(self, step: int) -> bool:

@@ -4,9 +4,10 @@
 ``start`` returns at once. Until the copy is done the sources must not change, so whatever changes them
 waits at the ``fence`` first: on the host for tensors in its memory; on a device only the device's own
 stream waits. Whether a source was changed all the same is seen from its version counter, which every
-in-place operation raises, and from its storage. Known blind spots are writes that raise no counter:
-through ``.data`` or a raw pointer. What is done to a DTensor raises its own counter and not that of the
-local tensor that is copied, so that is watched besides; ``torch._foreach_`` raises neither.
+in-place operation raises, and from its storage. Writes through ``.data`` or a raw pointer raise no counter:
+in host memory a sample of the elements shows them unless they touch few, on devices nothing does. What is
+done to a DTensor raises its own counter and not that of the local tensor that is copied, so that is watched
+besides; ``torch._foreach_`` raises neither.
 
 Devices other than CUDA have no such streams here: their tensors are copied at once by the caller.
 """
@@ -21,6 +22,8 @@ from typing import Final
 
 import torch
 from torch import Tensor
+
+from resilient.training.samples import Samples
 
 Copies = Sequence[tuple[Tensor, Tensor]]
 """Sources and their targets of the same shape and dtype; targets are in host memory, pinned for CUDA."""
@@ -41,6 +44,7 @@ class Batch:
         self._versioned = [*self._sources, *wrappers]
         self.addresses = self._places()
         """Of all sources, those in host memory first."""
+        self.samples = Samples([source for source, _ in self.host])
 
     def versions(self) -> list[int]:
         """Of all sources: raised by whatever writes to one."""
@@ -65,6 +69,7 @@ class Copying:
         self._batch = batch
         self._now = _by_device(now)
         self._versions = batch.versions()
+        self._same = batch.samples.look()
         self._events: dict[torch.device, torch.cuda.Event] = {}
         self._owner = threading.get_ident()
         self._lock = threading.Lock()
@@ -93,6 +98,7 @@ class Copying:
                 _copy(source, target)
         finally:
             self._copied.set()
+        self._batch.samples.draw()
         for event in self._events.values():
             event.synchronize()
         self._await_fence()
@@ -121,7 +127,8 @@ class Copying:
     def _judge(self) -> None:
         with self._lock:
             if not self._judged.is_set():
-                self._holds = self._batch.versions() == self._versions and self._batch.lie_still()
+                is_unchanged = self._batch.versions() == self._versions and self._batch.lie_still()
+                self._holds = is_unchanged and self._same()
                 self._judged.set()
 
 

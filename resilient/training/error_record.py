@@ -17,17 +17,20 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final
 
 from resilient.core import wire
+from resilient.core.batch import Batch
 from resilient.core.evidence import ErrorLink, ErrorRecord, Ruling
 from resilient.core.exit_codes import ExitCode
 from resilient.core.traceback_text import is_users, parse_traceback
 from resilient.errors import CheckpointError, Reschedule, Retry, SettingsError, Stop
 from resilient.facts import LATE
+from resilient.training.leaving import hurry
+from resilient.training.signals import children_unheard
 
 MESSAGE_CHARS: Final = 4096
 TRACEBACK_CHARS: Final = 32 * 1024
@@ -53,6 +56,8 @@ class LastWords:
         """The step that was entered last."""
         self.farewell: Callable[[], None] = lambda: None
         """What else there is to say to the supervisor."""
+        self.batch: Callable[[Sequence[str]], Batch | None] = lambda messages: None
+        """The batch that an exception with these messages, of itself and of its causes, is about."""
         self._path = path
         self._torchelastic_path = torchelastic_path
         self._supervised = supervised
@@ -66,21 +71,17 @@ class LastWords:
         sys.excepthook = self._hear
         atexit.register(self._look_back)
 
-    def uninstall(self) -> None:
-        """Undo ``install``, unless somebody has hooked in since."""
-        atexit.unregister(self._look_back)
-        if sys.excepthook == self._hear:
-            sys.excepthook = self._before
-
     def _hear(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if os.getpid() != self._pid:  # a forked child's exception is not the worker's
             self._before(kind, error, trace)
             return
         self._heard = True
+        hurry()
         code = None if self._supervised else exit_code(error)
         try:
-            self._write(error)
-            self.farewell()
+            with children_unheard():
+                self._write(error)
+                self.farewell()
         except Exception as failure:  # the last words must never hide what they are about
             _complain(failure)
         if code is None:
@@ -99,15 +100,23 @@ class LastWords:
         error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
         if self._path and not self._heard and os.getpid() == self._pid and isinstance(error, BaseException):
             try:
-                _replace(self._path + LATE, wire.encode(describe(error, rank=self._rank, step=self.step())))
+                _replace(self._path + LATE, self._described(error))
             except Exception as failure:  # as above
                 _complain(failure)
 
     def _write(self, error: BaseException) -> None:
         if self._path:
-            _replace(self._path, wire.encode(describe(error, rank=self._rank, step=self.step())))
+            _replace(self._path, self._described(error))
         elif self._torchelastic_path:
             _replace(self._torchelastic_path, _as_torchelastic(error))
+
+    def _described(self, error: BaseException) -> bytes:
+        try:
+            batch = self.batch([_message(member) for member in chain_of(error)])
+        except Exception as failure:  # the record says more than the batch does
+            _complain(failure)
+            batch = None
+        return wire.encode(describe(error, rank=self._rank, step=self.step(), batch=batch))
 
 
 def exit_code(error: BaseException) -> ExitCode | None:
@@ -115,7 +124,7 @@ def exit_code(error: BaseException) -> ExitCode | None:
     return next((code for kind, code in _CODES if isinstance(error, kind)), None)
 
 
-def describe(error: BaseException, *, rank: int, step: int) -> ErrorRecord:
+def describe(error: BaseException, *, rank: int, step: int, batch: Batch | None = None) -> ErrorRecord:
     """The record of an exception."""
     members = chain_of(error)
     frame, function = _innermost(error)
@@ -132,6 +141,7 @@ def describe(error: BaseException, *, rank: int, step: int) -> ErrorRecord:
         step=step,
         monotonic_s=time.monotonic(),
         wall_s=time.time(),
+        batch=batch,
         ruling=next((ruling for kind, ruling in _RULINGS if isinstance(error, kind)), None),
     )
 

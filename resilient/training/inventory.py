@@ -16,6 +16,7 @@ from resilient.checkpoint import pair
 from resilient.checkpoint.objects import encode_fields
 from resilient.checkpoint.tensors import Flat, Gathering
 from resilient.training import steady
+from resilient.training.sharing import refuse_unrestorable
 from resilient.training.state import OptimizerPart, Part
 from resilient.training.witness import Witness, witness_of
 
@@ -38,12 +39,17 @@ class Inventory:
         from another thread.
         """
         base = self._base
-        if base is None or not base.holds(closely=closely):
-            self._base = base = _Base(self._parts)
+        is_known = base is not None and base.holds(closely=closely)
+        if base is None or not is_known:
+            base, self._base = _Base(self._parts), None
             self.looks += 1
         gathering = Gathering(behind=base.behind_of(self._parts), after=base.gathering)
         texts = {name: self._encoded(name, part, base, gathering) for name, part in self._parts.items()}
         own = encode_fields({name: gathering.encode(tree, ("run", name)) for name, tree in self._own().items()})
+        if not is_known and gathering.has_views():
+            # What the training has made since it began, as optimizers do, was not there when Run was built.
+            refuse_unrestorable(self._parts, {name: part.capture() for name, part in self._parts.items()})
+        self._base = base
         objects = encode_fields({"state": encode_fields(texts), "run": own})
         return base.joined(gathering, objects)
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from resilient.errors import CheckpointError, SettingsError
 from resilient.training import rng
-from resilient.training.position import Position, Tree
+from resilient.training.position import Position, Source, Tree
 from resilient.training.seeding import Workers
 
 _GONE: Final = object()
@@ -29,7 +29,13 @@ def keeps_position(thing: object) -> bool:
     return callable(getattr(thing, "state_dict", None)) and callable(getattr(thing, "load_state_dict", None))
 
 
-class OwnSource:
+def batch_size(loader: DataLoader[Any]) -> int:
+    """Samples that it puts into a batch, or its batch sampler does; 0 where neither says so."""
+    size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", 0)
+    return size if type(size) is int and size > 0 else 0
+
+
+class OwnSource(Source):
     """A loader that keeps its own position; or one that only wraps, without workers, a data set that does.
 
     ``keeper`` is who is asked. What its workers draw at random is its own affair.
@@ -43,7 +49,7 @@ class OwnSource:
         if self._workers is not None:
             loader.worker_init_fn = self._workers.start
 
-    def open(self, position: Position, now: Tree | None) -> Iterator[Any]:
+    def open(self, position: Position, now: Tree | None, out: frozenset[int]) -> Iterator[Any]:
         position.must_be(own=True)
         for sampler in self._samplers:
             sampler.set_epoch(position.epoch)
@@ -71,7 +77,7 @@ class OwnSource:
             self._workers.end()
 
 
-class CountedSource:
+class CountedSource(Source):
     """A DataLoader over an iterable-style data set that cannot say where it is: what was used is fetched again."""
 
     def __init__(self, loader: DataLoader[Any], *, warn: bool) -> None:
@@ -81,6 +87,7 @@ class CountedSource:
                 "workers draw random numbers that depend on all epochs before; use persistent_workers=False"
             )
         self._loader = loader
+        self.size = batch_size(loader)
         self._workers = Workers(loader)
         loader.worker_init_fn = self._workers.start
         self._start: Tree | None = None
@@ -93,7 +100,7 @@ class CountedSource:
                 "state_dict and load_state_dict and no workers, need not"
             )
 
-    def open(self, position: Position, now: Tree | None) -> Iterator[Any]:
+    def open(self, position: Position, now: Tree | None, out: frozenset[int]) -> Iterator[Any]:
         position.must_be(own=False)
         if position.start is not None:
             _put_back(self._loader, position.start)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final, Protocol
 
@@ -73,14 +73,46 @@ def differences(tree: object) -> list[str]:
     return ["run.data.start: not the state of generators"]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """What could not be read."""
+
+    number: int
+    """Of the batch in its epoch, counted as in a position."""
+    sample: int | None
+
+
 class Source(Protocol):
     """Batches, epoch after epoch."""
 
-    def open(self, position: Position, now: Tree | None) -> Iterator[Any]:
-        """The rest of an epoch; with ``now`` the generators end up there once what was used is skipped."""
+    exact: bool = False
+    """It leaves batches out without fetching them."""
+    together: int = 0
+    """As in a position."""
+    of: int = 0
+    """Samples of its data set; 0: not known."""
+    size: int = 0
+    """Samples that it puts into a batch; 0: not known, or not always as many."""
+
+    def open(self, position: Position, now: Tree | None, out: frozenset[int]) -> Iterator[Any]:
+        """The rest of an epoch; with ``now`` the generators end up there once what was used is skipped.
+
+        ``out``: numbers of the batches that are left out, by whoever asks where the source is not ``exact``.
+        """
 
     def found(self) -> Tree:
         """``start`` and ``own`` of the position after the last batch that was given out."""
+
+    def samples(self, number: int) -> tuple[int, ...]:
+        """Indices of the samples of a batch of this epoch, where they are known still."""
+        return ()
+
+    def failed(self, messages: Sequence[str], *, fetching: bool) -> Failed | None:
+        """What was being read when an exception with these messages, of itself and of its causes, was raised.
+
+        ``fetching``: the training was waiting for a batch then.
+        """
+        return None
 
     def close(self) -> None:
         """No more batches are wanted."""

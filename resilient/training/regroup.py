@@ -63,9 +63,8 @@ class _Saved:
     def __init__(self, whole: Whole, view: memoryview) -> None:
         self._files = whole.manifest.ranks
         self.ranks = whole.manifest.world_size
-        images = {file: whole.image(view, file) for file in whole.offsets}
-        self._firsts = [image.read(images[files.tensors]).tensors for files in self._files]
-        flats = [pair.read(images[files.tensors], images[files.own]) for files in self._files]
+        self._flats = {file: image.read(whole.image(view, file)) for file in whole.offsets}
+        flats = [pair.joined(self._flats[files.tensors], self._flats[files.own]) for files in self._files]
         self._trees: list[Any] = [tensors.unflatten(flat) for flat in flats]
         self._shards = [shards_in(tree) for tree in self._trees]
         self.used = {files.own for files in self._files}
@@ -90,12 +89,12 @@ class _Saved:
     def _refuse_unlike(self, me: int, name: str) -> None:
         """CheckpointError for what was one rank's own where all should have had the same."""
         blocks = {(shard.local.data_ptr(), shard.local.shape) for shard in self._shards[me].values()}
-        mine = self._firsts[me]
+        mine = self._flats[self._files[me].tensors].tensors
         plain = [tensor for tensor, value in mine.items() if (value.data_ptr(), value.shape) not in blocks]
         for other, files in enumerate(self._files):
             if files.tensors == self._files[me].tensors:
                 continue
-            theirs = self._firsts[other]
+            theirs = self._flats[files.tensors].tensors
             unlike = sorted(mine.keys() ^ theirs.keys())
             unlike += [tensor for tensor in plain if not _same_bits(mine[tensor], theirs.get(tensor))]
             if unlike:

@@ -13,6 +13,7 @@ import math
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from numbers import Real
@@ -43,14 +44,16 @@ from resilient.link.messages import (
 )
 from resilient.supervisor import stacks
 from resilient.training import flight, handshake, restore, rng, sharing, signals, surroundings
-from resilient.training.batches import Position, Stream, source_of
+from resilient.training.batches import Position, source_of
 from resilient.training.boundary import Boundary
 from resilient.training.error_record import LastWords
+from resilient.training.iterables import say
 from resilient.training.progress import Progress
 from resilient.training.restore import Candidate
 from resilient.training.shares import regrouped
 from resilient.training.snapshots import Fence, Snapshots
 from resilient.training.state import owned, parts_of
+from resilient.training.stream import Stream
 from resilient.version import version
 
 P = ParamSpec("P")
@@ -70,7 +73,8 @@ class Run:
     ``checkpoints`` is a path or fsspec URL; ``every`` says how often to save there and ``snapshot_every`` how often
     to memory, as a number of steps (``100``) or a duration (``"5min"``); ``keep`` is how many checkpoints stay,
     beside the first at or after each multiple of ``keep_every`` steps and the best by a metric, as in
-    ``keep_best="val_loss:min:3"``.
+    ``keep_best="val_loss:min:3"``. ``skip_bad_batches`` is how many batches may be left out because the same fault
+    came back in them; a fault that comes back in one more ends the job.
     RESILIENT_* variables and the flags of ``resilient run`` go before what is given here.
     """
 
@@ -84,6 +88,7 @@ class Run:
         keep: int | None = None,
         keep_every: int | None = None,
         keep_best: str | None = None,
+        skip_bad_batches: int | None = None,
     ) -> None:
         if _built:
             raise SettingsError("cannot build a second Run: a worker has one; give all of its state to the first")
@@ -97,6 +102,7 @@ class Run:
         self._last_words.install()
         given: dict[str, object] = {"checkpoints": checkpoints, "every": every, "snapshot_every": snapshot_every}
         given |= {"keep": keep, "keep_every": keep_every, "keep_best": keep_best}
+        given["skip_bad_batches"] = skip_bad_batches
         texts = settings.run_texts({name: value for name, value in given.items() if value is not None})
         self._state = dict(state) if isinstance(state, Mapping) else {}
         self._parts = parts_of(state)
@@ -109,6 +115,8 @@ class Run:
         captured = self._capture_parts()
         flat = tensors.flatten(captured, path=("state",))  # refuses what cannot be saved, by its path
         sharing.refuse_unrestorable(self._parts, captured)
+        if facts.rank == 0 and (told := sharing.unsaved(self._parts, captured)):
+            warnings.warn(told, stacklevel=2)
         self._devices = frozenset(t.device.index for t in flat.tensors.values() if t.device.type == "cuda")
         self._attach(facts, texts)
 
@@ -124,6 +132,7 @@ class Run:
         )
         signals.install(link.board, link.index, supervised=link.supervised, host_is_gone=link.host_is_gone)
         self._last_words.step = lambda: self._progress.entered
+        self._last_words.batch = lambda messages: self._stream.told(messages) if self._stream else None
         without_stacks = _register_stacks(facts)
         if facts.stacks and facts.world_size > 1:
             flight.answer_when_asked(link, facts.stacks, facts.rank)
@@ -139,13 +148,14 @@ class Run:
                 settings=texts,
                 started_ns=time.monotonic_ns(),
                 versions=surroundings.versions(version()),
-                determinism=surroundings.determinism(),
+                determinism=surroundings.determinism(facts.cublas_workspace),
             )
         )
         if without_stacks:
             link.send(Note(text=without_stacks))
         begin, candidate = handshake.agree(link, self._parts, self._snapshots.arenas.slots)
         self._attempt = self._snapshots.attempt = begin.attempt
+        self._skipped = begin.skipped
         self._keeps = link.supervised or begin.checkpoints is not None
         if candidate is None:
             link.send(Restored(step=0))
@@ -234,14 +244,19 @@ class Run:
         self._snapshots.metrics.pop(name, None)
         if len(self._snapshots.metrics) >= METRICS:
             raise SettingsError(f"cannot add the metric {name}: a run has at most {METRICS}; use fixed names")
-        if math.isfinite(value):
-            self._snapshots.metrics[name] = float(value)
+        try:
+            number = float(value)
+        except OverflowError:  # a whole number beyond all floats
+            return
+        if math.isfinite(number):
+            self._snapshots.metrics[name] = number
 
     def batches(self, loader: Any, *, steps: int) -> Iterator[Any]:
         """Give batches, epoch after epoch, until the run has made ``steps`` steps in all; none if it has already.
 
-        ``loader`` is a DataLoader over a map-style data set or a list of batches. Its position is saved and found
-        again, ``set_epoch`` is called on its samplers, and random draws in its workers are seeded for each batch.
+        ``loader`` is a DataLoader, a list of batches, or what has ``state_dict`` and ``load_state_dict`` itself. Its
+        position is saved and found again, ``set_epoch`` is called on its samplers, and random draws in the workers of a
+        DataLoader over a map-style data set are seeded for each batch.
         """
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise SettingsError(f"cannot make steps={steps!r}: it is the number of steps of the run; use 1 or more")
@@ -266,9 +281,26 @@ class Run:
         self._refuse_double_position(loader)
         position = Position.from_tree(self._data) if self._data else Position(seed=torch.initial_seed())
         position = regrouped(position, loader, warn=self._facts.rank == 0)
-        self._stream = Stream(source_of(loader, seed=position.seed, rank=self._facts.rank), position)
+        self._stream = Stream(
+            source_of(loader, seed=position.seed, rank=self._facts.rank),
+            position,
+            skipped=self._skipped,
+            board=(self._link.board, self._link.index),
+            say=self._say_of_data,
+            warn=self._warn_of_data,
+        )
         self._loader = loader
         return self._stream
+
+    def _say_of_data(self, text: str) -> None:
+        """Each rank has samples of its own in it, which the journal gets; people are told once."""
+        self._link.send(Note(text=text))
+        if self._facts.rank == 0:  # what is left out is left out by all
+            say(f"warning: {text}")
+
+    def _warn_of_data(self, text: str) -> None:
+        if self._facts.rank == 0:
+            self._say_of_data(text)
 
     def _refuse_double_position(self, loader: Any) -> None:
         """A sampler in ``state`` would go on where it was and be skipped forward once more."""
@@ -293,6 +325,7 @@ class Run:
                 # No boundary while several batches are gathered for one step: gradients may be accumulating.
                 if progress.done != passed:
                     passed = progress.done
+                    stream.where.begin_step()
                     progress.pass_boundary()
                 batch = stream.next(self._now)
                 self._now = None

@@ -25,6 +25,6 @@ class Block:
         """Of its elements."""
         return self.local.dtype
 
-    def made(self, device: torch.device | None = None) -> Tensor:
+    def made(self) -> Tensor:
         """The DTensor, in memory of its own."""
-        return self.form(self.local.to(device or self.local.device, copy=True))
+        return self.form(self.local.clone())

@@ -16,27 +16,18 @@ position, as under tensor parallelism, where all take the same batches, each goe
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
 import torch
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset
 from torch.utils.data.sampler import RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from resilient.core.grammar import type_of
 from resilient.errors import CheckpointError
 from resilient.training.iterables import say
 from resilient.training.position import ALIKE, Position
-
-
-def samples_used(batches: int, *, batch_size: int, ranks: int, before: int = 0) -> int:
-    """Samples of the epoch that all ranks have used together, after so many batches on each.
-
-    ``before`` is what other numbers of ranks had used of the epoch. It may go beyond the data set by what the sampler
-    repeats at its end.
-    """
-    return before + batches * batch_size * ranks
 
 
 def order_of(length: int, *, seed: int, epoch: int, shuffle: bool) -> list[int]:
@@ -59,36 +50,6 @@ def share_of(order: Sequence[int], used: int, *, rank: int, ranks: int, drop_las
         missing = -len(rest) % ranks
         rest.extend(itertools.islice(itertools.cycle(order), missing))
     return rest[rank::ranks]
-
-
-class RestOfEpoch(Sampler[int]):
-    """What this rank takes of a DistributedSampler's epoch once ``used`` samples of it are done, by all ranks together.
-
-    ``used`` counts for the epoch in which this is made; after ``set_epoch`` to another it is the sampler itself.
-    """
-
-    def __init__(self, sampler: DistributedSampler[Any], used: int) -> None:
-        self._sampler = sampler
-        self._used = used
-        self._epoch = sampler.epoch
-
-    def set_epoch(self, epoch: int) -> None:
-        """Tell the sampler."""
-        self._sampler.set_epoch(epoch)
-
-    def _share(self) -> list[int]:
-        sampler = self._sampler
-        if sampler.epoch != self._epoch:
-            return list(sampler)
-        length = len(sampler.dataset)  # type: ignore[arg-type]  # DistributedSampler takes its length as well
-        order = order_of(length, seed=sampler.seed, epoch=sampler.epoch, shuffle=sampler.shuffle)
-        return share_of(order, self._used, rank=sampler.rank, ranks=sampler.num_replicas, drop_last=sampler.drop_last)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._share())
-
-    def __len__(self) -> int:
-        return len(self._share())
 
 
 def dealt_by(loader: object) -> DistributedSampler[Any]:
@@ -114,10 +75,15 @@ def dealt_by(loader: object) -> DistributedSampler[Any]:
     return sampler
 
 
-def rest_of(loader: DataLoader[Any], before: int) -> Any:
-    """In the place of a loader's sampler: what this rank takes of the rest of the epoch, in batches as its own."""
-    rest = RestOfEpoch(dealt_by(loader), before)
-    return rest if loader.batch_size is None else BatchSampler(rest, loader.batch_size, loader.drop_last)
+def rest_of(loader: DataLoader[Any], used: int) -> Sequence[int] | BatchSampler:
+    """In the place of a loader's sampler: what this rank takes of the epoch once ``used`` samples of it are done, by
+    all ranks together; in batches as the loader makes them."""
+    sampler = dealt_by(loader)
+    length = len(sampler.dataset)  # type: ignore[arg-type]  # DistributedSampler takes its length as well
+    order = order_of(length, seed=sampler.seed, epoch=sampler.epoch, shuffle=sampler.shuffle)
+    ranks = sampler.num_replicas
+    share = share_of(order, used, rank=sampler.rank, ranks=ranks, drop_last=sampler.drop_last)
+    return share if loader.batch_size is None else BatchSampler(share, loader.batch_size, loader.drop_last)
 
 
 def together(loader: DataLoader[Any]) -> int:
@@ -147,6 +113,7 @@ def regrouped(position: Position, loader: object, *, warn: bool) -> Position:
             "cannot go on in the middle of an epoch with another number of ranks: it was saved with a loader without "
             "DistributedSampler; use that loader, and the number of ranks that it was saved with"
         )
+    # It may go beyond the data set by what the sampler repeats at its end.
     before = position.before + position.used * position.together
     return replace(position, before=before, used=0, start=None, own=None, of_others="")
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from resilient.checkpoint.objects import Path, render
 from resilient.checkpoint.tensors_sharded import local_of
 from resilient.errors import CheckpointError
-from resilient.training.state import ContainerPart, ModulePart, Part
+from resilient.training.state import ContainerPart, ModulePart, OptimizerPart, Part
 
 _MUTABLE: Final = (dict, list, deque, set, np.ndarray)
 
@@ -57,6 +57,26 @@ def refuse_unrestorable(parts: Mapping[str, Part], captured: Mapping[str, object
                     )
     for places in storages.values():
         _refuse_overlap(places)
+
+
+def unsaved(parts: Mapping[str, Part], captured: Mapping[str, object]) -> str:
+    """A sentence for an optimizer that trains what nothing of the state holds, as far as that is seen; empty: none."""
+    held = {
+        (local.device, local.untyped_storage().data_ptr())
+        for name, part in parts.items()
+        if not isinstance(part, OptimizerPart)
+        for _, value in _walk(captured[name], ())
+        if isinstance(value, Tensor) and (local := local_of(value)).numel()
+    }
+    for name, part in parts.items():
+        trained = map(local_of, part.parameters() if isinstance(part, OptimizerPart) else ())
+        count = sum((t.device, t.untyped_storage().data_ptr()) not in held for t in trained if t.numel())
+        if count:
+            return (
+                f"state[{name!r}] trains parameters that nothing in the state holds ({count}): they are not saved, "
+                "and after a restore its moments belong to other values; do name the model in Run(state=...)"
+            )
+    return ""
 
 
 def _walk(value: object, path: Path) -> Iterator[tuple[Path, Any]]:

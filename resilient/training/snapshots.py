@@ -9,6 +9,7 @@ the slot count as whole.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import warnings
@@ -25,6 +26,7 @@ from resilient.checkpoint.tensors import Flat
 from resilient.link.attach import Attachment
 from resilient.link.board import SPILL, Extent, SlotRecord
 from resilient.link.messages import Note, NotTaken, Taken
+from resilient.supervisor.samples import memory_available
 from resilient.training import spill, steady
 from resilient.training.arenas import Arenas, Preparing
 from resilient.training.copying import Batch, Copying, copy_now
@@ -58,7 +60,13 @@ class Snapshots:
         self._behind: threading.Thread | None = None
         self._hooked = False
         self._warned = False
-        self.arenas = Arenas(attachment.slot_fds, ranks=attachment.board.rows, say=self._say)
+        board = attachment.board
+        self.arenas = Arenas(
+            attachment.slot_fds,
+            ranks=board.rows,
+            say=self._say,
+            free_bytes=lambda: memory_available(inherited=board.inherited_bytes),
+        )
         self._places = [pair.Places() for _ in self.arenas.slots]
         self.attempt = 0
         self.metrics: dict[str, float] = {}
@@ -110,7 +118,10 @@ class Snapshots:
         self.arenas.make_room(slot, plan.size_bytes, at_once=last)
         board.void(index, slot)
         if waits and torch.cuda.is_initialized():
-            torch.cuda.synchronize()  # a stream of the user's may still be writing
+            for device in {
+                tensor.device for flat in (first, own) for tensor in flat.tensors.values() if tensor.is_cuda
+            }:
+                torch.cuda.synchronize(device)  # a stream of the user's may still be writing
         if slot == SPILL:
             extents = spill.write(self.arenas.slots[slot].fd, first, own, plan)
             return _Taking(step=step, slot=slot, extents=extents, metrics=dict(self.metrics))
@@ -197,7 +208,9 @@ class Snapshots:
         self._attachment.send(NotTaken(step=step, slot=slot, why=why, full=isinstance(error, NoRoom)))
         if not self._warned and not (isinstance(error, NoRoom) and slot != SPILL):
             self._warned = True
-            warnings.warn(f"cannot take a snapshot of step {step}: {why}; training goes on without it", stacklevel=2)
+            with contextlib.suppress(Warning):  # a filter of the script's may make errors of all warnings
+                text = f"cannot take a snapshot of step {step}: {why}; training goes on without it"
+                warnings.warn(text, stacklevel=2)
 
 
 @dataclass(slots=True, kw_only=True)

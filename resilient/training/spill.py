@@ -18,6 +18,7 @@ import torch
 
 from resilient.checkpoint import image
 from resilient.checkpoint.digest import Digest
+from resilient.checkpoint.direct import drop, put
 from resilient.checkpoint.pair import Pair
 from resilient.checkpoint.tensors import Flat
 from resilient.link.board import PAGE_BYTES, Extent
@@ -30,8 +31,8 @@ def write(fd: int, tensors: Flat, own: Flat, plan: Pair) -> tuple[Extent, Extent
     direct = _reopened(fd)
     try:
         return (
-            _write_image(direct, tensors, plan.tensors, 0),
-            _write_image(direct, own, plan.own, plan.own_offset),
+            _write_image((direct, fd), tensors, plan.tensors, 0),
+            _write_image((direct, fd), own, plan.own, plan.own_offset),
         )
     finally:
         os.close(direct)
@@ -45,7 +46,7 @@ def _reopened(fd: int) -> int:
     return os.open(path, os.O_RDWR | os.O_CLOEXEC)
 
 
-def _write_image(fd: int, flat: Flat, layout: image.Layout, offset: int) -> Extent:
+def _write_image(fds: tuple[int, int], flat: Flat, layout: image.Layout, offset: int) -> Extent:
     buffer = mmap.mmap(-1, BUFFER_BYTES)
     digest, filled, at = Digest(), 0, offset
     with memoryview(buffer) as view:
@@ -56,19 +57,18 @@ def _write_image(fd: int, flat: Flat, layout: image.Layout, offset: int) -> Exte
                 view[filled : filled + count] = rest[:count]
                 rest, filled = rest[count:], filled + count
                 if filled == BUFFER_BYTES:
-                    at, filled = at + _flush(fd, view, filled, at, digest), 0
-        _flush(fd, view, filled, at, digest)
+                    at, filled = at + _flush(fds, view, filled, at, digest), 0
+        _flush(fds, view, filled, at, digest)
     return Extent(size=layout.size_bytes, digest=digest.text())
 
 
-def _flush(fd: int, view: memoryview, filled: int, at: int, digest: Digest) -> int:
+def _flush(fds: tuple[int, int], view: memoryview, filled: int, at: int, digest: Digest) -> int:
     """Write whole pages, as direct writes must be: what is behind the end of an image is of no meaning."""
     digest.update(view[:filled])
     whole = view[: -(-filled // PAGE_BYTES) * PAGE_BYTES]
-    done = 0
-    while done < len(whole):
-        done += os.pwrite(fd, whole[done:], at + done)
-    os.posix_fadvise(fd, at, len(whole), os.POSIX_FADV_DONTNEED)
+    direct, buffered = fds
+    put(direct, buffered, whole, at)
+    drop(buffered, at, len(whole))
     return filled
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict, deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final, Protocol, TypeAlias, cast
 
 import torch
@@ -122,7 +122,7 @@ class ModulePart:
 
     def load(self, saved: Any, memo: Memo | None = None) -> None:
         memo = {} if memo is None else memo
-        module = self.module
+        module, before = self.module, self.capture()
         state = OrderedDict(
             (k, value if isinstance(value, Tensor) else owned(value, memo)) for k, value in saved.items()
         )
@@ -133,6 +133,7 @@ class ModulePart:
         live = (local_of(value) for value in self.capture().values() if isinstance(value, Tensor))
         if any(value.untyped_storage().data_ptr() in lent for value in live if value.numel()):
             # A module of the user's keeps what it is given instead of copying it.
+            _place_beside(before, saved, memo)
             module.load_state_dict(OrderedDict((key, owned(value, memo)) for key, value in state.items()))
         for key, value in self.capture().items():
             if isinstance(value, Tensor) and isinstance(saved.get(key), (Tensor, Block)):
@@ -173,11 +174,7 @@ class OptimizerPart:
             if not isinstance(index, int) or not 0 <= index < len(parameters) or not isinstance(values, dict):
                 return [f"state[{index!r}]: not the state of one of the {len(parameters)} parameters"]
             for key, value in values.items():
-                if (
-                    isinstance(value, (Tensor, Block))
-                    and is_per_parameter
-                    and (why := _misfit(value, parameters[index]))
-                ):
+                if is_per_parameter and (why := _misfit(value, parameters[index])):
                     found.append(f"state[{index}].{key}: {why}")
         return found
 
@@ -195,10 +192,8 @@ class OptimizerPart:
         for index, values in saved["state"].items():
             for key, value in values.items():
                 if isinstance(value, (Tensor, Block)) and key != _ON_HOST and _key(value) not in memo:
-                    saved_there = value.local if isinstance(value, Block) else value
-                    fresh = torch.empty_like(saved_there, device=parameters[index].device)
-                    _noted(value, value.form(fresh) if isinstance(value, Block) else fresh, memo)
-                    copies.append((saved_there, fresh))
+                    source, fresh = _made_like(parameters[index], value, memo)
+                    copies.append((source, fresh))
         return copies
 
     def load(self, saved: Any, memo: Memo | None = None) -> None:
@@ -208,6 +203,8 @@ class OptimizerPart:
             index: {key: _beside(parameters[index], key, value, memo) for key, value in values.items()}
             for index, values in saved["state"].items()
         }
+        for group, known in zip(self.optimizer.param_groups, saved["param_groups"], strict=True):
+            _place_beside(group, known, memo)
         rest = {key: owned(value, memo) for key, value in saved.items() if key != "state"}
         self.optimizer.load_state_dict({**rest, "state": state})
         for group, fresh in zip(self.optimizer.param_groups, rest["param_groups"], strict=True):
@@ -246,6 +243,8 @@ class StatefulPart:
         return ["saved with other fields than the scheduler has; was it another kind of scheduler?"]
 
     def load(self, saved: Any, memo: Memo | None = None) -> None:
+        memo = {} if memo is None else memo
+        _place_beside(self.capture(), saved, memo)
         self._value.load_state_dict(owned(saved, memo))
 
 
@@ -260,9 +259,20 @@ class ContainerPart:
 
     def differences(self, saved: Any) -> list[str]:
         same = isinstance(saved, dict) == isinstance(self._value, dict) and isinstance(saved, (dict, list))
-        return [] if same else [f"saved as {type_of(saved)}, now {type_of(self._value)}"]
+        if not same:
+            return [f"saved as {type_of(saved)}, now {type_of(self._value)}"]
+        unlike = ((live, one) for live, one in _trained(self._value, saved) if _form(live) != _form(one))
+        return [f"saved with {_form(one)} where there is a parameter of {_form(live)}" for live, one in unlike]
 
     def load(self, saved: Any, memo: Memo | None = None) -> None:
+        memo = {} if memo is None else memo
+        for live, one in _trained(self._value, saved):
+            known = memo.get(_key(one))
+            if known is None:
+                local_of(live.detach()).copy_(one.local if isinstance(one, Block) else one)
+            if known is None or local_of(known).data_ptr() == local_of(live).data_ptr():
+                memo[_key(one)] = live  # an optimizer has it, too
+        _place_beside(self._value, saved, memo)
         fresh = owned(saved, memo)
         self._value.clear()
         if isinstance(self._value, dict):
@@ -333,10 +343,51 @@ def _fits(saved: torch.Size, parameter: torch.Size) -> bool:
 
 def _beside(parameter: Tensor, key: str, value: Any, memo: Memo) -> Any:
     """A copy of one's own, in its own dtype, where the optimizer wants it."""
-    if isinstance(value, (Tensor, Block)) and key != _ON_HOST:
-        known = memo.get(_key(value))
-        if isinstance(known, Tensor) and known.device == parameter.device:
-            return known
-        there = parameter.device
-        return _noted(value, value.made(there) if isinstance(value, Block) else value.to(there, copy=True), memo)
-    return owned(value, memo)
+    if not isinstance(value, (Tensor, Block)) or key == _ON_HOST:
+        return owned(value, memo)
+    known = memo.get(_key(value))
+    if isinstance(known, Tensor) and known.device == parameter.device:
+        return known
+    source, fresh = _made_like(parameter, value, memo)
+    fresh.copy_(source)
+    return memo[_key(value)]
+
+
+def _made_like(live: Tensor, saved: Tensor | Block, memo: Memo) -> tuple[Tensor, Tensor]:
+    """What is to be copied, and where to: memory for what was saved, on the device of ``live``, remembered.
+
+    An image knows no strides. Where both have one shape it is laid out as ``live`` is, as torch's optimizers lay out
+    what they keep for a parameter: fused ones go through the memory of both in step, whatever the strides.
+    """
+    source, there = (saved.local if isinstance(saved, Block) else saved), local_of(live)
+    model = there if there.shape == source.shape else source
+    fresh = torch.empty_like(model, dtype=source.dtype, device=there.device, requires_grad=False)
+    _noted(saved, saved.form(fresh) if isinstance(saved, Block) else fresh, memo)
+    return source, fresh
+
+
+def _trained(live: object, saved: object) -> Iterator[tuple[Tensor, Any]]:
+    """Each parameter that plain data holds, with what was saved in its place; others have to stay the same object too,
+    but who else holds a tensor that nobody trains is not known."""
+    if isinstance(live, Tensor) and live.requires_grad and live.is_leaf:
+        yield live, saved
+    elif isinstance(saved, dict) and isinstance(live, dict):
+        for key in saved.keys() & live.keys():
+            yield from _trained(live[key], saved[key])
+    elif isinstance(saved, (list, tuple, deque)) and isinstance(live, (list, tuple, deque)):
+        for one, other in zip(live, saved, strict=False):
+            yield from _trained(one, other)
+
+
+def _place_beside(live: object, saved: object, memo: Memo) -> None:
+    """Have each saved tensor come back on the device, and laid out, as the one that is now in its place."""
+    if isinstance(saved, (Tensor, Block)):
+        if isinstance(live, Tensor) and _key(saved) not in memo:
+            source, fresh = _made_like(live, saved, memo)
+            fresh.copy_(source)
+    elif isinstance(saved, dict) and isinstance(live, dict):
+        for key in saved.keys() & live.keys():
+            _place_beside(live[key], saved[key], memo)
+    elif isinstance(saved, (list, tuple, deque)) and isinstance(live, (list, tuple, deque)):
+        for one, other in zip(live, saved, strict=False):
+            _place_beside(one, other, memo)

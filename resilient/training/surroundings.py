@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 import numpy
 import torch
@@ -23,12 +24,30 @@ def versions(ours: str) -> Mapping[str, str]:
     return {name: str(version) for name, version in found.items() if version is not None}
 
 
-def determinism() -> Mapping[str, str]:
-    """The settings of torch that decide whether the same work has the same bits."""
-    return {
-        "deterministic_algorithms": str(torch.are_deterministic_algorithms_enabled()),
-        "cudnn_deterministic": str(torch.backends.cudnn.deterministic),
-        "cudnn_benchmark": str(torch.backends.cudnn.benchmark),
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
-        "threads": str(torch.get_num_threads()),
-    }
+_BACKENDS: Final[Any] = torch.backends
+_SETTINGS: Final[Mapping[str, Callable[[], object]]] = {
+    "deterministic_algorithms": torch.are_deterministic_algorithms_enabled,
+    "cudnn_deterministic": lambda: _BACKENDS.cudnn.deterministic,
+    "cudnn_benchmark": lambda: _BACKENDS.cudnn.benchmark,
+    "float32_matmul_precision": torch.get_float32_matmul_precision,
+    "cuda_matmul_fp32": lambda: _BACKENDS.cuda.matmul.fp32_precision,
+    "cudnn_conv_fp32": lambda: _BACKENDS.cudnn.conv.fp32_precision,
+    "cudnn_rnn_fp32": lambda: _BACKENDS.cudnn.rnn.fp32_precision,
+    "threads": torch.get_num_threads,
+}
+
+
+def determinism(cublas_workspace: str | None = None) -> Mapping[str, str]:
+    """The settings that decide whether the same work has the same bits; ``CUBLAS_WORKSPACE_CONFIG`` is given."""
+    found = {name: _asked(ask) for name, ask in _SETTINGS.items()}
+    found["cublas_workspace"] = cublas_workspace
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _asked(ask: Callable[[], object]) -> str | None:
+    """``None`` where this torch has no such setting, or does not say: once a script has set a precision by one of its
+    two ways, asking by the other one raises."""
+    try:
+        return str(ask())
+    except (AttributeError, RuntimeError):
+        return None
