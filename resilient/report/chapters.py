@@ -42,6 +42,8 @@ class AttemptStory:
     highest_step: int
     ended: str
     """One of "finished", "failed", "asked to leave", "ended", "cut off", "running"."""
+    probably: str
+    """What cut it off; empty where it was not."""
     judgement: Judgement | None
     decided: str
     standstill: Standstill | None
@@ -111,6 +113,8 @@ class Story:
     automatic: Automatic | None
     stacks: int
     """Stacks of workers that the journal holds."""
+    skipped: tuple[str, ...]
+    """Batches that are left out because a fault came back in them; each as one sentence names it."""
     notes: tuple[str, ...]
     started_s: float
     last_s: float

@@ -9,9 +9,7 @@ for an export only.
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
-import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -175,8 +173,6 @@ def export_command(url: str, name: str, *, to: str, kind: str, rank: int, part: 
 
 def _open(url: str) -> _Opened:
     """A run that is there; nothing is made."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a checkpoint may hold what this terminal has no letters for
     store = open_store(url)
     vault = Vault(store, clock=lambda: 0.0)
     return _Opened(store=store, vault=vault, run=_patiently()(lambda: vault.identify(make=False)))

@@ -62,7 +62,12 @@ def number(data: Mapping[str, Json], name: str) -> float | None:
 def text(data: Mapping[str, Json], name: str, limit: int = TEXT_CHARS) -> str:
     """A field as one line that can be shown; empty where it is none."""
     value = data.get(name)
-    return " ".join(_REDACTOR.clean(value, limit).split()) if isinstance(value, str) else ""
+    return one_line(value, limit) if isinstance(value, str) else ""
+
+
+def one_line(words: str, limit: int = TEXT_CHARS) -> str:
+    """What somebody else has written, so that it can be shown: without secrets and control sequences."""
+    return " ".join(_REDACTOR.clean(words, limit).split())
 
 
 def mapping(value: Json) -> Mapping[str, Json]:

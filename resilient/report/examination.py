@@ -7,9 +7,7 @@ What was found may quote a store, a driver or a mount: it is printed as text, ne
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
-import sys
 from collections.abc import Mapping
 from typing import Final
 
@@ -38,8 +36,6 @@ def doctor_command(subject: Subject, environ: Mapping[str, str], *, quick: bool,
     if as_json:
         print(json.dumps(as_data(report), indent=2))
     else:
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="replace")
         show(report)
     return report.code
 

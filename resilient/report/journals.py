@@ -16,8 +16,10 @@ from resilient.checkpoint import layout
 from resilient.checkpoint.files import Store
 from resilient.checkpoint.holder import Holder, is_alive, machine
 from resilient.checkpoint.store import open_store
+from resilient.checkpoint.targets import why_not
 from resilient.errors import CheckpointError, SettingsError
-from resilient.report.entries import Source, file_source, text, whole
+from resilient.report.entries import Source, file_source, one_line, text, whole
+from resilient.report.exits import end_by_records
 from resilient.report.lives import Life, read_lives
 from resilient.report.tables import time_text
 from resilient.supervisor.control import ask_there, read_holder
@@ -26,7 +28,7 @@ from resilient.supervisor.journal import JOURNAL, OLD
 MOST_EARLIER: Final = 20
 """Submissions that are listed before the one that is told."""
 _MOST_SEGMENTS: Final = 4096
-"""Of one submission: some days of training. What is older is left out, but for the first."""
+"""Of one submission: months of training, as supervisors join theirs. What is older is left out, but for the first."""
 _FIRST, _LAST = 4, 12
 """So many pieces of an earlier submission say what its one line needs."""
 _SLACK_S: Final = 60.0
@@ -71,7 +73,7 @@ def find_journals(target: str, submission: str = "") -> Found:
             found.lives = found.read(file_source(path.name, files))
             return found
         if not path.is_dir():
-            raise SettingsError(f"cannot explain {target}: there is no such file or directory; {_GIVE}")
+            raise SettingsError(f"cannot explain {target}: {why_not(path, 'file or directory')}; {_GIVE}")
     store = open_store(target)
     found = _of_store(store, target, submission)
     run, name = ("", "") if found.lives or submission else _split(target)
@@ -109,17 +111,19 @@ def _of_store(store: Store, target: str, submission: str) -> Found:
         del newest_last[: found.unlisted]
     for name in newest_last:
         pieces = shipped[name]
-        first, last = (1, _MOST_SEGMENTS - 1) if name in (newest_last[-1], submission) else (_FIRST, _LAST)
+        is_told = name == newest_last[-1]
+        first, last = (1, _MOST_SEGMENTS - 1) if is_told else (_FIRST, _LAST)
         left_out = len(pieces) - first - last
         if left_out > 0:
             pieces = [*pieces[:first], *pieces[-last:]]
-            if last > _LAST:
+            if is_told:
                 found.problems.append(f"{left_out} older pieces of the journal of {name} were not read")
         for pod in dict.fromkeys(pod for _, pod, _ in pieces):
             source = Source(name=f"{name}/{pod}", lines=())
             source.lines = _lines(source, store, [piece for _, its, piece in pieces if its == pod])
             found.lives += found.read(source, name)
     _follow_holder(found, store)
+    end_by_records(found.lives, store, found.problems)
     return found
 
 
@@ -128,7 +132,7 @@ def _run(store: Store) -> str:
         record = layout.decode(store.read(layout.RUN, layout.RECORD_LIMIT), layout.RunRecord, layout.RUN)
     except CheckpointError:
         return ""  # what cannot be read has no name; that it cannot be read is said by `checkpoints list`
-    return text({"id": record.id}, "id", 80)
+    return one_line(record.id, 80)
 
 
 def _pieces(store: Store) -> Mapping[str, Sequence[Piece]]:
@@ -203,6 +207,6 @@ def _of_holder(holder: Holder) -> str:
     if alive is False:
         return ""
     is_there = "runs now" if alive else "has taken the run last, and may run now"
-    who = text({"who": str(holder)}, "who")
-    where = "its journal cannot be read by this user" if alive else text({"do": ask_there("explain", holder)}, "do")
+    who = one_line(str(holder))
+    where = "its journal cannot be read by this user" if alive else one_line(ask_there("explain", holder))
     return f"a supervisor {is_there}: {who}, since {time_text(holder.since_s)}; {where}"

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from resilient.checkpoint.untrusted import Json
+from resilient.core.adoption import told_adopted, told_kept
+from resilient.core.devices import DeviceId
 from resilient.report.entries import Entry, items, mapping, number, text, whole
 
 MARKS: Final[tuple[str, ...]] = (
@@ -28,6 +30,8 @@ MARKS: Final[tuple[str, ...]] = (
 )
 """What is passed on the way from a fault to the next step, in order; "left" and "started" between two supervisors."""
 _KEPT: Final = 20
+_MOST_SKIPPED: Final = 1000
+"""A run that leaves out more is told of so many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +42,8 @@ class Judgement:
     rule: str
     why: str
     culprit: int | None
+    device: str | None
+    """What broke, or the culprit's own, in all the words that are known for it."""
     step: int | None
     confidence: str
 
@@ -55,9 +61,6 @@ class Attempt:
     """All steps had been done before: it had nothing to train."""
     refused: list[tuple[str, str]] = field(default_factory=list)
     highest_step: int = 0
-    clean: int = 0
-    """Workers that ended with 0."""
-    failed_ranks: list[int] = field(default_factory=list)
     silent_s: float = 0.0
     """For how long a hung worker had stood still before that was called a hang."""
     judgement: Judgement | None = None
@@ -79,13 +82,11 @@ class Life:
     alive: bool | None = None
     """Whether its process runs now, where that can be seen from here."""
     attempts: list[Attempt] = field(default_factory=list)
-    phase: str = ""
     steps_known: bool = False
     highest_step: int = 0
     committed_step: int = 0
     checkpoints: int = 0
     newest: str = ""
-    pruned: int = 0
     snapshots: int = 0
     stall_s: float = 0.0
     """Longest time for which a snapshot held the training up."""
@@ -98,6 +99,8 @@ class Life:
     first_sample: Entry | None = None
     notes: deque[str] = field(default_factory=lambda: deque(maxlen=_KEPT))
     stacks: int = 0
+    skipped: list[str] = field(default_factory=list)
+    """Batches that are left out from some launch on."""
     exit: Mapping[str, Json] | None = None
 
     def add(self, entry: Entry) -> None:
@@ -131,7 +134,6 @@ def read_lives(entries: Iterable[Entry], submission: str = "") -> list[Life]:
 
 def _event(life: Life, entry: Entry, at: float) -> None:
     event = entry.object("event")
-    life.phase = entry.text("next") or life.phase
     learn = _LEARN_EVENT.get(text(event, "type"))
     if learn is not None:
         learn(life, event, at)
@@ -159,16 +161,18 @@ def _opened(life: Life, event: Mapping[str, Json], at: float) -> None:
 
 
 def _worker_ended(life: Life, event: Mapping[str, Json], at: float) -> None:
+    if life.attempt is not None and event.get("clean") is not True:
+        life.attempt.marks.setdefault("fault", at)
+
+
+def _collected(life: Life, event: Mapping[str, Json], at: float) -> None:
+    """Steps that are done again are in no event of their own: how far they came is in the evidence."""
     attempt = life.attempt
     if attempt is None:
         return
-    if event.get("clean") is True:
-        attempt.clean += 1
-        return
-    attempt.marks.setdefault("fault", at)
-    rank = whole(event, "rank")
-    if rank is not None and rank not in attempt.failed_ranks:
-        attempt.failed_ranks.append(rank)
+    attempt.marks.setdefault("judged", at)
+    for rank in map(mapping, items(mapping(event.get("evidence")).get("ranks"))):
+        attempt.highest_step = max(attempt.highest_step, whole(rank, "completed") or 0)
 
 
 def _hang_found(life: Life, event: Mapping[str, Json], at: float) -> None:
@@ -187,6 +191,11 @@ def _mark(name: str) -> Callable[[Life, Mapping[str, Json], float], None]:
 
 def _leave_asked(life: Life, event: Mapping[str, Json], at: float) -> None:
     life.asked_by = life.asked_by or text(event, "by")
+
+
+def _leave_explained(life: Life, event: Mapping[str, Json], at: float) -> None:
+    if life.asked_by and "(" not in life.asked_by:
+        life.asked_by += f" ({text(event, 'why')})"
 
 
 def _start_workers(life: Life, command: Mapping[str, Json], at: float) -> None:
@@ -221,9 +230,14 @@ def _announce(life: Life, command: Mapping[str, Json], at: float) -> None:
         rule=text(verdict, "rule"),
         why=why + added,
         culprit=whole(verdict, "culprit"),
+        device=_device(mapping(verdict.get("device"))),
         step=whole(verdict, "step"),
         confidence=text(verdict, "confidence"),
     )
+
+
+def _device(said: Mapping[str, Json]) -> str | None:
+    return str(DeviceId(uuid=text(said, "uuid"), bus=text(said, "bus"), index=whole(said, "index"))) if said else None
 
 
 def _exit_command(life: Life, command: Mapping[str, Json], at: float) -> None:
@@ -296,7 +310,35 @@ def _stacks(life: Life, entry: Entry, at: float) -> None:
 
 def _note(life: Life, entry: Entry, at: float) -> None:
     rank = entry.whole("rank")
-    life.notes.append((f"rank {rank}: " if rank is not None else "") + entry.text("text"))
+    note = (f"rank {rank}: " if rank is not None else "") + entry.text("text")
+    if note not in life.notes:  # each attempt says it anew
+        life.notes.append(note)
+
+
+def _skipped(life: Life, entry: Entry, at: float) -> None:
+    if len(life.skipped) < _MOST_SKIPPED:
+        life.skipped.append(entry.text("text"))
+
+
+def _before(life: Life, entry: Entry, at: float) -> None:
+    trace = entry.object("trace")
+    pod, node = text(trace, "pod"), text(trace, "node")
+    where = (f" in pod {pod}" if pod else "") + (f" on node {node}" if node else "")
+    life.notes.append(f"the supervisor before{where} wrote no exit: {entry.text('why')}")
+
+
+def _denied(life: Life, entry: Entry, at: float) -> None:
+    suspect = entry.object("suspect")
+    kept_off = f"{text(suspect, 'kind')} {text(suspect, 'name')} was put on the deny list of the run"
+    life.notes.append(kept_off if not entry.text("why") else f"{kept_off}, in vain: {entry.text('why')}")
+
+
+def _adopted(life: Life, entry: Entry, at: float) -> None:
+    life.notes.append(told_adopted(entry.whole("attempt"), entry.whole("step"), entry.text("why") or None))
+
+
+def _kept(life: Life, entry: Entry, at: float) -> None:
+    life.notes.append(told_kept(entry.whole("attempt") or 0, entry.whole("step") or 0, entry.text("why") or None))
 
 
 def _exit(life: Life, entry: Entry, at: float) -> None:
@@ -321,7 +363,12 @@ _LEARN: Final[Mapping[str, _Learn]] = {
     "save_failed": _save_failed,
     "sample": _sample,
     "stacks": _stacks,
+    "skipped": _skipped,
     "note": _note,
+    "before": _before,
+    "denied": _denied,
+    "adopted": _adopted,
+    "kept": _kept,
     "exit": _exit,
 }
 _LEARN_EVENT: Final[Mapping[str, _LearnPart]] = {
@@ -331,8 +378,9 @@ _LEARN_EVENT: Final[Mapping[str, _LearnPart]] = {
     "WorkerEnded": _worker_ended,
     "HangFound": _hang_found,
     "GroupEnded": _mark("stopped"),
-    "Collected": _mark("judged"),
+    "Collected": _collected,
     "LeaveAsked": _leave_asked,
+    "LeaveExplained": _leave_explained,
 }
 _LEARN_COMMAND: Final[Mapping[str, _LearnPart]] = {
     "StartWorkers": _start_workers,

@@ -6,8 +6,6 @@ Every word of the story is put into ``Text``: rich never reads it as markup.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from rich.console import Console, Group
 from rich.panel import Panel
 from rich.table import Table
@@ -15,17 +13,18 @@ from rich.text import Text
 
 from resilient.report.chapters import Story
 from resilient.report.plain import attempt_lines, before_lines, closing, headline, seconds_text, sentences
+from resilient.report.tables import PlainConsole
 
 
-def show_page(story: Story, extra: Mapping[str, str], console: Console | None = None) -> None:
-    """Print the story; ``extra`` are rows of the caller's own, such as a comparison of digests."""
-    console = console or Console(markup=False, highlight=False)
-    rows = [f"{name}: {value}" for name, value in extra.items()]
+def show_page(story: Story, console: Console | None = None) -> None:
+    """Print the story."""
+    console = console or PlainConsole()
     if not console.is_terminal:
-        console.print(Text("\n".join([*sentences(story), *rows])), soft_wrap=True)
+        console.print(Text("\n".join(sentences(story))), soft_wrap=True)
         return
     good = story.exit is not None and story.exit.code == 0
-    parts: list[Text | Table] = [Text(line) for line in (*before_lines(story), "")] if before_lines(story) else []
+    before = before_lines(story)
+    parts: list[Text | Table] = [Text(line) for line in (*before, "")] if before else []
     for attempt in story.attempts:
         first, *rest = attempt_lines(attempt, story)
         parts += [Text(first, style="bold"), *(Text(line) for line in rest)]
@@ -33,7 +32,6 @@ def show_page(story: Story, extra: Mapping[str, str], console: Console | None = 
             parts.append(_bars(attempt.standstill.phases))
         parts.append(Text())
     parts += [Text(line) for line in closing(story)]
-    parts += [Text(line, style="bold") for line in rows]
     title = Text(headline(story), style="bold green" if good else "bold yellow")
     console.print(title)
     console.print(Panel(Group(*parts), border_style="green" if good else "yellow"))

@@ -78,7 +78,9 @@ def _earlier(earlier: Earlier) -> str:
 
 def attempt_lines(attempt: AttemptStory, story: Story) -> list[str]:
     """What became of one attempt."""
-    lines = [f"Attempt {attempt.number} {_beginning(attempt)}{_place(attempt)}, {_clock(attempt.started_s)}."]
+    again = f"; {_count(attempt.steps_lost, 'step')} had to be done again" if attempt.steps_lost else ""
+    begun = f"{_beginning(attempt)}{_place(attempt)}, {_clock(attempt.started_s)}{again}"
+    lines = [f"Attempt {attempt.number} {begun}."]
     lines += [f"  {name} could not be used: {why}" for name, why in attempt.refused]
     if attempt.standstill is not None:
         lines.append(f"  {standstill_line(attempt.standstill)}")
@@ -87,6 +89,8 @@ def attempt_lines(attempt: AttemptStory, story: Story) -> list[str]:
         judged = attempt.judgement
         lines.append(f"  {_sentence(judged.why)}")
         lines.append(f"  Verdict: {judged.cause}, by rule {judged.rule}, confidence {judged.confidence}.")
+        if judged.device and judged.device not in judged.why:
+            lines.append(f"  Device: {judged.device}.")
     if attempt.decided:
         lines.append(f"  Decided: {attempt.decided}.")
     return lines
@@ -122,6 +126,9 @@ def closing(story: Story) -> list[str]:
         lines.append(_automatic(story.automatic))
     if story.stacks:
         lines.append(f"The journal holds the stacks of {_count(story.stacks, 'worker')}.")
+    if story.skipped:
+        lines.append(f"Warning: left out from then on, as a fault came back there ({len(story.skipped)}):")
+        lines += [f"  {batch}" for batch in story.skipped]
     lines += [f"Note: {note}" for note in story.notes]
     if story.exit is not None:
         lines.append(f"Exit {story.exit.code}: {_sentence(story.exit.why)}")
@@ -145,9 +152,8 @@ def _beginning(attempt: AttemptStory) -> str:
         return "started"
     if attempt.resumed_step == 0:
         return "started from the beginning"
-    lost = f"; {_count(attempt.steps_lost, 'step')} had to be done again" if attempt.steps_lost else ""
     source = "memory" if attempt.resumed_from == "memory" else f"checkpoint {attempt.resumed_from}"
-    return f"resumed from step {attempt.resumed_step} ({source}){lost}"
+    return f"resumed from step {attempt.resumed_step} ({source})"
 
 
 def _place(attempt: AttemptStory) -> str:
@@ -158,12 +164,13 @@ def _place(attempt: AttemptStory) -> str:
 def _ending(attempt: AttemptStory, story: Story) -> str:
     if attempt.already_finished and attempt.ended == "finished":
         return "It found every step done already, and trained nothing."
-    reached = f"It reached step {attempt.highest_step} and" if story.steps_known else "It"
+    least = "at least " if attempt.ended in ("cut off", "running") else ""
+    reached = f"It reached {least}step {attempt.highest_step} and" if story.steps_known else "It"
     how = {
         "finished": "finished",
         "failed": "failed",
         "asked to leave": "left because it was asked to",
-        "cut off": "was cut off: its supervisor wrote no exit",
+        "cut off": "was cut off: its supervisor wrote no exit and was " + attempt.probably,
         "running": "was running when it wrote last",
     }.get(attempt.ended, "ended")
     return f"{reached} {how}."
@@ -184,7 +191,9 @@ def _saved(story: Story) -> str:
 
 
 def _sentence(words: str) -> str:
-    words = words[:1].upper() + words[1:]
+    first = words.split(" ", 1)[0]
+    if not set("./:_") & set(first):  # else a file or a type, which has its own letters
+        words = words[:1].upper() + words[1:]
     return words if words.endswith((".", "!", "?")) else f"{words}."
 
 

@@ -8,18 +8,18 @@ It is told in sentences by :mod:`resilient.report.plain` and shown on a terminal
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import sys
 import time
 from collections.abc import Sequence
 from typing import Final
 
-from resilient.core.exit_codes import ExitCode
+from resilient.core.aftermath import Counters, Shortage, Trace, probable_end, shortage_of
+from resilient.core.exit_codes import PREEMPTED, ExitCode
 from resilient.core.redact import clean_url
 from resilient.errors import SettingsError
 from resilient.report.chapters import AttemptStory, Automatic, Earlier, Ending, Standstill, Story
-from resilient.report.entries import Entry, text, whole
+from resilient.report.entries import Entry, one_line, text, whole
 from resilient.report.journals import MOST_EARLIER, Found, find_journals
 from resilient.report.lives import MARKS, Attempt, Life
 from resilient.report.page import show_page
@@ -41,18 +41,15 @@ _PHASES: Final = {
 _ENDING_MARKS: Final[tuple[str, ...]] = MARKS[:3]
 _SILENCE_S: Final = 90.0
 """A supervisor writes at least every 30 s; after this it is not alive any more."""
-_NEARLY_FULL: Final = 0.95
 
 
 def explain_command(target: str, submission: str | None = None, *, as_json: bool) -> int:
     """Tell the story of a run on stdout; an unusable target is an error that says why."""
     story = read_story(target, submission or "", now_s=time.time())
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # workers may print what this terminal has no letters for
     if as_json:
         print(json.dumps(dataclasses.asdict(story), indent=2))
     elif sys.stdout.isatty():
-        show_page(story, {})
+        show_page(story)
     else:
         print("\n".join(sentences(story)))
     return ExitCode.FINISHED
@@ -115,6 +112,7 @@ def tell(found: Found, *, now_s: float) -> Story:
         longest_stall_s=max(life.stall_s for life in ours),
         automatic=next((_automatic(life.cadence) for life in reversed(ours) if life.cadence), None),
         stacks=sum(life.stacks for life in ours),
+        skipped=tuple(batch for life in ours for batch in life.skipped),
         notes=tuple(note for life in ours for note in life.notes),
         started_s=ours[0].started_s,
         last_s=newest.last_s,
@@ -150,13 +148,7 @@ def probably(life: Life, now_s: float) -> str:
     if _may_run(life, now_s):
         sure = "it runs now" if life.alive else "it probably still runs"
         return f"{sure}: its last entry is {max(0.0, now_s - life.last_s):.0f} s old"
-    last = life.samples[-1] if life.samples else None
-    if last is not None and (short := _shortage(life, last)):
-        before_s = max(0.0, life.last_s - (life.offset_s + last.monotonic_s))
-        return f"{short} {before_s:.0f} s before the last entry"
-    if life.asked_by:
-        return f"probably killed before it was done leaving: it had been asked to by {life.asked_by}"
-    return "probably killed from outside: SIGKILL, an eviction or a lost node"
+    return probable_end(_trace(life)).why
 
 
 def _may_run(life: Life, now_s: float) -> bool:
@@ -164,18 +156,25 @@ def _may_run(life: Life, now_s: float) -> bool:
     return now_s - life.last_s < _SILENCE_S if life.alive is None else life.alive
 
 
-def _shortage(life: Life, last: Entry) -> str:
-    used, limit = last.number("memory_used"), last.number("memory_limit")
-    if used is not None and limit and used / limit >= _NEARLY_FULL:
-        return f"probably out of memory: memory was at {used / limit:.0%} of its limit"
-    first = life.first_sample or last
-    if (last.number("oom_kills") or 0) > (first.number("oom_kills") or 0):
-        return "probably out of memory: the kernel's OOM killer had struck by"
-    for field, name in (("shm_used_fraction", "/dev/shm"), ("disk_used_fraction", "the disk of the journal")):
-        fraction = last.number(field)
-        if fraction is not None and fraction >= _NEARLY_FULL:
-            return f"probably out of space: {name} was at {fraction:.0%}"
-    return ""
+def _trace(life: Life) -> Trace:
+    """What says how it ended."""
+    last = life.samples[-1] if life.samples else None
+    sample = Shortage()
+    if last is not None:
+        sample = shortage_of(last.data, life.offset_s + last.monotonic_s)
+    return Trace(
+        started_s=life.started_s,
+        last_s=life.last_s,
+        counters=_counters(life),
+        asked_by=life.asked_by,
+        oom_kills=None if life.first_sample is None else life.first_sample.number("oom_kills"),
+        sample=sample,
+    )
+
+
+def _counters(life: Life) -> Counters:
+    """What the controller had counted when it started."""
+    return Counters(failures=whole(life.start, "failure_count"), ignored=whole(life.start, "ignored_count"))
 
 
 def _ending(life: Life) -> Ending | None:
@@ -187,7 +186,7 @@ def _ending(life: Life) -> Ending | None:
 def _command(life: Life) -> str:
     command = life.start.get("command")
     if isinstance(command, list):
-        return text({"command": " ".join(word for word in command if isinstance(word, str))}, "command")
+        return one_line(" ".join(word for word in command if isinstance(word, str)))
     return text(life.start, "command")
 
 
@@ -211,7 +210,8 @@ def _attempts(lives: Sequence[Life], now_s: float) -> tuple[AttemptStory, ...]:
                     refused=tuple(attempt.refused),
                     steps_lost=_lost(before, reached, attempt),
                     highest_step=highest,
-                    ended=_how_ended(lives, life, attempt, now_s),
+                    ended=(ended := _how_ended(lives, life, attempt, now_s)),
+                    probably=_cut_off(lives, life) if ended == "cut off" else "",
                     judgement=attempt.judgement,
                     decided=attempt.decided,
                     standstill=_standstill(before, life, attempt) if before else None,
@@ -233,8 +233,14 @@ def _how_ended(lives: Sequence[Life], life: Life, attempt: Attempt, now_s: float
     if life.exit is not None:
         if life.exit.get("code") == ExitCode.FINISHED:
             return "finished"
-        return "asked to leave" if life.asked_by else "ended"
+        return "asked to leave" if life.asked_by or life.exit.get("code") in PREEMPTED else "ended"
     return "running" if life is lives[-1] and _may_run(life, now_s) else "cut off"
+
+
+def _cut_off(lives: Sequence[Life], life: Life) -> str:
+    """What probably ended a supervisor, also by what its controller had counted when the next one started."""
+    later = [other for other in lives if other.started_s > life.started_s]
+    return probable_end(_trace(life), _counters(later[0]) if later else None).why
 
 
 def _standstill(before: tuple[Life, Attempt], life: Life, attempt: Attempt) -> Standstill:

@@ -22,9 +22,10 @@ from resilient.core.rules import RULES
 from resilient.core.user_rules import with_user_rules
 from resilient.core.words import further, headline, paragraph
 from resilient.errors import SettingsError
-from resilient.report.tables import PlainConsole, print_line, print_table
+from resilient.report.tables import PlainConsole, print_line, print_table, shown
 
 _RECORD_BYTES: Final = 64 * 1024 * 1024
+_FIELDS: Final = {"exit_code": "number", "signal": "signal", "stderr": "text", "ranks": "number of ranks"}
 
 
 def classify_command(source: str, *, jsonl: bool, own: Sequence[Rule] = ()) -> int:
@@ -74,7 +75,7 @@ def judge_text(
 def judge_record(record: Mapping[str, Any], rules: Sequence[Rule] = RULES) -> dict[str, Any]:
     """The verdict on one record, in the form that programs read."""
     code, signal, ranks = record.get("exit_code"), record.get("signal"), record.get("ranks")
-    number = SIGNALS.get(signal.upper()) if isinstance(signal, str) else _number(signal)
+    number = _signal(signal)
     ending = Ending(code=_number(code) if number is None else None, signal=number)
     text = record.get("stderr")
     return as_json(record.get("id"), judge_text(text if isinstance(text, str) else "", ending, _number(ranks), rules))
@@ -90,6 +91,7 @@ def as_json(name: Any, verdict: Verdict) -> dict[str, Any]:
         "rule": verdict.rule,
         "why": verdict.why,
         "culprit": verdict.culprit,
+        "device": verdict.device.short if verdict.device else None,
     }
 
 
@@ -111,6 +113,10 @@ def _print(found: dict[str, Any]) -> None:
 
 def _number(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 31 else None
+
+
+def _signal(value: object) -> int | None:
+    return SIGNALS.get(value.upper()) if isinstance(value, str) else _number(value)
 
 
 def _name(source: str) -> str | None:
@@ -150,7 +156,21 @@ def _parsed(file: BinaryIO, source: str) -> Iterator[dict[str, Any]]:
             record = None
         if not isinstance(record, dict):
             raise SettingsError(f"cannot read line {number} of {source}: not a JSON object; give one record a line")
+        for name in _unread(record):
+            where = f"line {number} of {shown(source, 1000)}"
+            sys.stderr.write(f"resilient: cannot use {name} in {where}: it is no {_FIELDS[name]}; correct it\n")
         yield record
+
+
+def _unread(record: Mapping[str, Any]) -> list[str]:
+    """Fields that are judged as if they were not there: others write these records, which is no reason to stop."""
+    usable = {
+        "exit_code": _number(record.get("exit_code")) is not None,
+        "signal": _signal(record.get("signal")) is not None,
+        "stderr": isinstance(record.get("stderr"), str),
+        "ranks": _number(record.get("ranks")) is not None,
+    }
+    return [name for name, is_usable in usable.items() if record.get(name) is not None and not is_usable]
 
 
 def _open(source: str) -> BinaryIO:
