@@ -12,12 +12,15 @@ PYTEST_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
-# The last directory comes when the first benchmark does.
-SOURCES := $(wildcard resilient tests examples benchmarks)
+SOURCES := resilient tests examples benchmarks
+# Two at a time: a test is mostly processes that it has started, and some of these are in a hurry.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+# Each process that a test starts would compile everything anew.
+unexport PYTHONDONTWRITEBYTECODE
 # Silent in logs; on a terminal pip shows what it downloads, as torch takes a while.
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(MAKE_TERMOUT),,--quiet) -c constraints.txt $(PIP_ARGS)
 
-.PHONY: help demo test test-all lint bench clean
+.PHONY: help demo test test-all lint style types bench clean
 
 help:
 	@echo "make demo      train, kill a worker half-way, and compare with an undisturbed training"
@@ -31,15 +34,19 @@ demo: $(VENV)/.runtime
 	@$(BIN)/python examples/demo.py
 
 test: lint
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(PYTEST) $(PYTEST_ARGS)
 
 test-all: lint
-	@$(BIN)/python -m pytest -m "slow or not slow" --kills 50 $(PYTEST_ARGS)
+	@$(PYTEST) -m "slow or not slow" --kills 50 $(PYTEST_ARGS)
 
-lint: $(VENV)/.develop
+lint: style types
+
+types: $(VENV)/.develop
+	@$(BIN)/mypy $(SOURCES)
+
+style: $(VENV)/.develop
 	@$(BIN)/ruff check --quiet $(SOURCES)
 	@$(BIN)/ruff format --check --quiet $(SOURCES) || { echo "cannot pass: the files above are not formatted; run $(BIN)/ruff format $(SOURCES)"; exit 1; }
-	@$(BIN)/mypy $(SOURCES)
 
 bench: $(VENV)/.runtime
 	@set -e; for benchmark in benchmarks/*.py; do echo "== $$benchmark"; $(BIN)/python $$benchmark; done

@@ -130,7 +130,12 @@ SAVE_COLUMNS = (
     ("disk GiB", "disk_bytes", 1 / GIB, 2),
     ("step s", "step_s", 1.0, 2),
 )
-RESTORE_COLUMNS = (("warm s", "warm_s", 1.0, 3), ("cold s", "cold_s", 1.0, 3))
+RESTORE_COLUMNS = (
+    ("warm s", "warm_s", 1.0, 3),
+    ("cold s", "cold_s", 1.0, 3),
+    ("warm, later s", "warm_later_s", 1.0, 3),
+    ("cold, later s", "cold_later_s", 1.0, 3),
+)
 
 
 def table(title: str, found: Mapping[str, Samples], columns: Sequence[tuple[str, str, float, int]]) -> Iterator[str]:

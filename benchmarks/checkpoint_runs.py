@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,8 @@ class Finished:
     """A process that ended well."""
 
     result: dict[str, Any]
+    begun: float
+    """When it was started, by the monotonic clock."""
     memory_bytes: int
     """The peak of all its processes while that was looked at."""
 
@@ -63,6 +66,7 @@ def run(command: list[str], directory: Path, *, threads: int = 1, limit_s: float
     environ = {**os.environ, "OMP_NUM_THREADS": str(threads), "TMPDIR": str(directory)}
     said = directory / "said.log"
     code: int | None = None
+    begun = time.monotonic()
     with (
         open(said, "wb") as log,
         _started(command, environ, log.fileno()) as process,
@@ -71,7 +75,8 @@ def run(command: list[str], directory: Path, *, threads: int = 1, limit_s: float
     ):
         code = process.wait(limit_s)
     if code == 0 and (directory / "result.json").exists():
-        return Finished(result=json.loads((directory / "result.json").read_text()), memory_bytes=seen.peak)
+        result = json.loads((directory / "result.json").read_text())
+        return Finished(result=result, begun=begun, memory_bytes=seen.peak)
     ended = f"no end within {limit_s:.0f} s" if code is None else f"exit code {code}"
     lines = said.read_text(errors="replace").splitlines()[-SAID_LINES:]
     print(f"{' '.join(command)}\n    {ended}; it said last:", *lines, sep="\n    ", file=sys.stderr)

@@ -42,6 +42,7 @@ class Training:
 
     title: str
     directory: Path
+    checkpoints: str
     steps: int
     pids: dict[int, int] = field(default_factory=dict)
     """The process of each rank, in the newest attempt."""
@@ -62,10 +63,16 @@ class Training:
     def command(self) -> list[str]:
         """The command line, as a person would type it."""
         supervisor = [sys.executable, "-m", "resilient", "run", "--nproc-per-node", str(RANKS)]
-        places = ["--checkpoints", str(self.directory / "checkpoints"), "--journal", str(self.journal)]
+        places = ["--checkpoints", self.checkpoints, "--journal", str(self.journal)]
         script = [str(EXAMPLE), "--steps", str(self.steps), "--layers", "2", "--digest", str(self.digest)]
         # By itself it would find that every ten seconds or so pays, which is long in so short a training.
-        return [*supervisor, "--snapshot-every", "1s", *places, *script]
+        return [*supervisor, "--snapshot-every", str(max(1, self.steps // 20)), *places, *script]
+
+    @property
+    def in_memory(self) -> int:
+        """The step of the newest snapshot that the journal tells of."""
+        lines = (self.journal / "journal.jsonl").read_text().split("\n")[:-1]  # the last may be on its way
+        return max((entry["step"] for entry in map(json.loads, lines) if entry["kind"] == "snapshot"), default=0)
 
     def read(self, line: str) -> int | None:
         """Take in a line of output; the step, where it reports one."""
@@ -116,12 +123,12 @@ def follow(training: Training, at_step: Callable[[int], None]) -> int:
 
 
 def kill_half_way(training: Training) -> Callable[[int], None]:
-    """What to call at each step: from half-way on it kills the victim, once."""
+    """What to call at each step: from half-way on it kills the victim, once, if there is something to go on from."""
     killed = False
 
     def kill_once(step: int) -> None:
         nonlocal killed
-        if not killed and step >= training.steps // 2:
+        if not killed and step >= training.steps // 2 and training.in_memory > training.steps // 4:
             killed = True
             console.print(f"    >>> kill -KILL {training.pids[VICTIM]}: rank {VICTIM}, after step {step}", style="bold")
             os.kill(training.pids[VICTIM], signal.SIGKILL)
@@ -146,11 +153,12 @@ def promise(kept: bool, what: str) -> None:
     console.print(f"  ok  {what}", style="green")
 
 
-def demo(directory: Path, steps: int) -> None:
-    undisturbed = Training(title="1. undisturbed", directory=directory / "undisturbed", steps=steps)
-    disturbed = Training(title="2. with a kill", directory=directory / "disturbed", steps=steps)
-    for training in (undisturbed, disturbed):
-        training.directory.mkdir()
+def demo(directory: Path, steps: int, store: str) -> None:
+    def training(title: str, name: str) -> Training:
+        (directory / name).mkdir()
+        return Training(title=title, directory=directory / name, checkpoints=f"{store}/{name}", steps=steps)
+
+    undisturbed, disturbed = training("1. undisturbed", "undisturbed"), training("2. with a kill", "disturbed")
     promise(follow(undisturbed, lambda step: None) == 0, "the undisturbed training ended with 0")
     promise(follow(disturbed, kill_half_way(disturbed)) == 0, "the training that lost a worker ended with 0")
     explain(disturbed)
@@ -165,10 +173,11 @@ def demo(directory: Path, steps: int) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=300, help="of each training; default: %(default)s")
+    parser.add_argument("--checkpoints", help="a directory or URL for those of both; default: a directory of its own")
     options = parser.parse_args()
     try:
         with tempfile.TemporaryDirectory(prefix="resilient-demo-") as directory:
-            demo(Path(directory), options.steps)
+            demo(Path(directory), options.steps, options.checkpoints or f"{directory}/checkpoints")
     except BrokenPromise as broken:
         console.print(f"cannot keep a promise: not true that {broken}; do report the output above", style="bold red")
         return 1

@@ -66,16 +66,17 @@ def main() -> None:
     training = training_of(options)
     begun = time.monotonic()
     run = resilient.Run(state={"model": training.model, "optimizer": training.optimizer})
-    waited_s = time.monotonic() - begun
+    ready = time.monotonic()
     if run.resumed_from is not None:
-        note(options.directory, "restored", run.step_number, training, waited_s=waited_s)
+        note(options.directory, "restored", run.step_number, training, waited_s=ready - begun)
+    noted_s = time.monotonic() - ready
     if options.what == "saves":
         saving(run, training, options.directory, options.saves, options.every, options.pause)
     elif options.what == "killed":
         killed(run, training, options.directory, options.saves, options.every, options.pause)
     else:
         stopped(run, training, options.directory, options.every)
-    write_result(options.directory, steps=training.times, size_bytes=training.size_bytes())
+    write_result(options.directory, steps=training.times, size_bytes=training.size_bytes(), noted_s=noted_s)
 
 
 if __name__ == "__main__":
