@@ -8,19 +8,19 @@ processes said lies in DIR.
 """
 
 import argparse
-import atexit
-import functools
 import random
 import signal
 import sys
-import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
-from chaos_run import Failed, Run, send
+from chaos_run import RESULT, Failed, Run, send
 
+Undisturbed: TypeAlias = Callable[[int, int], Path]
+"""The folder of a training of so many ranks and steps under no kills."""
 FIRST, LAST = 3, 25
 """Fewest and most new steps between two kills."""
 LOOK_S = 0.001
@@ -171,21 +171,11 @@ def train(directory: Path, ranks: int, steps: int, kills: Sequence[Kill] = ()) -
         return run
 
 
-@functools.cache
-def undisturbed(ranks: int, steps: int) -> Run:
-    """A training that nobody disturbs: once in this process, in a directory that goes with it."""
-    directory = tempfile.TemporaryDirectory(prefix="chaos-")
-    atexit.register(directory.cleanup)
-    return train(Path(directory.name, "undisturbed"), ranks, steps)
-
-
-def compare(directory: Path, ranks: int, kills: int, seed: int) -> Run:
-    """Train undisturbed and under the kills of a seed; raises ``Failed`` unless every bit is the same."""
-    steps = steps_for(kills)
-    expected = undisturbed(ranks, steps)
-    run = train(directory, ranks, steps, plan(seed, ranks, kills))
+def compare(undisturbed: Path, directory: Path, ranks: int, kills: int, seed: int) -> Run:
+    """Train under the kills of a seed; raises ``Failed`` unless every bit is that of the undisturbed training."""
+    run = train(directory, ranks, steps_for(kills), plan(seed, ranks, kills))
     try:
-        run.check_bits(expected)
+        run.check_bits(undisturbed / RESULT)
     except Failed as error:
         raise Failed("\n  ".join([str(error), *run.history, *run.check_restores()])) from error
     return run
@@ -199,7 +189,8 @@ def main() -> int:
     parser.add_argument("--store", type=Path, required=True, help="directory that does not exist yet")
     options = parser.parse_args()
     try:
-        run = compare(options.store, options.ranks, options.kills, options.seed)
+        whole = train(options.store / "undisturbed", options.ranks, steps_for(options.kills))
+        run = compare(whole.directory, options.store / "disturbed", options.ranks, options.kills, options.seed)
     except Failed as error:
         print(f"seed {options.seed}: {error}", file=sys.stderr)
         return 1

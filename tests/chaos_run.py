@@ -15,6 +15,8 @@ from typing import Any
 
 TESTS = Path(__file__).resolve().parent
 SCRIPT = TESTS / "chaos_train.py"
+STORE, RESULT = "checkpoints", "result"
+"""Folders in the directory of a run."""
 PATIENCE_S = 120.0
 """Without a word from the run, on a machine that is busy with other things."""
 
@@ -39,7 +41,7 @@ class Run:
 
     def __init__(self, directory: Path, ranks: int, steps: int) -> None:
         self.directory, self.ranks, self.steps = directory, ranks, steps
-        self.store, self.result = directory / "checkpoints", directory / "result"
+        self.store, self.result = directory / STORE, directory / RESULT
         self.temporary, self._quick = directory / "tmp", directory / "quick"
         for made in (self.result, self.temporary):
             made.mkdir(parents=True)
@@ -240,10 +242,10 @@ class Run:
         if left:
             raise Failed(f"left behind: {left}")
 
-    def check_bits(self, expected: "Run") -> None:
-        """Whatever any attempt has computed is what the undisturbed run has, to the end."""
+    def check_bits(self, undisturbed: Path) -> None:
+        """Whatever any attempt has computed is in the result of the undisturbed run, to the end."""
         for rank in range(self.ranks):
-            ours, theirs = (trail(run.result, rank) for run in (self, expected))
+            ours, theirs = (trail(result, rank) for result in (self.result, undisturbed))
             if not ours <= theirs:
                 raise Failed(f"rank {rank} has other bits first at step {min(step for step, _ in ours - theirs)}")
             if not is_whole(ours, theirs):

@@ -7,6 +7,9 @@ Each rank adds a digest of its whole state to ``DIR/<rank>`` every ten steps, an
 pipe) where it is, so that it can be killed there. Until the file ``$CHAOS_QUICK`` is there, steps are slow.
 """
 
+import light_torch  # noqa: F401  # before torch
+
+# isort: split
 import argparse
 import os
 import random

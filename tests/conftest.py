@@ -3,17 +3,22 @@
 
 import contextlib
 import ctypes
+import gc
+import itertools
 import os
 import select
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from chaos import Undisturbed, train
 from hypothesis import settings
+from once import Once, once_in
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.load_profile("repeatable")
@@ -25,6 +30,9 @@ SINGLE = {*RANKS.split(), "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS"}
 for name in list(os.environ):
     if name.startswith(LAUNCHERS) or name in SINGLE:
         del os.environ[name]
+
+# Every process that a test starts would compile the whole package anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Nor what it ignores: a job in the background of a shell ignores SIGINT and SIGQUIT, under nohup SIGHUP, and so would
 # workers.
@@ -39,15 +47,27 @@ if sys.platform == "linux":
 
 ENDING_S = 60.0
 """For processes that a test has told to end and did not wait for."""
+LONG = {"test_bits", "test_demo", "test_walk", "test_bad_batches", "test_incidents", "test_machine"}
+"""With tests of half a minute: begun last, one of them would keep everybody waiting in the end."""
+FOLDERS = itertools.count(1)
+FINISHED = itertools.count(1)
+COLLECTED_EVERY = 20
 SHARED_MEMORY = Path("/dev/shm")
+NEW_FILE = "new in shared memory"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=3, help="kills for each number of ranks; default: %(default)s")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # of pytest-xdist: it tells whoever started it
+        config.pluginmanager.register(LeftInMemory())
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none; torch is asked only when such a test was selected."""
+    """Long tests first, and skip what needs a GPU where there is none; torch is asked only when one was selected."""
+    items.sort(key=lambda item: item.path.stem not in LONG)  # in whatever order they were otherwise
     on_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if not on_gpu:
         return
@@ -58,10 +78,52 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="torch sees no CUDA device"))
 
 
+def pytest_collection() -> None:
+    """Nothing that is imported and collected goes away, so that the garbage collector would look at it in vain.
+
+    It stays off: tests fork processes, and a collection of another thread that a fork cut off may have killed one.
+    """
+    gc.disable()
+
+
+def pytest_runtest_logfinish() -> None:
+    """Now and then, where nobody forks."""
+    if next(FINISHED) % COLLECTED_EVERY == 0:
+        gc.collect()
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: neither this process nor the hundreds that it forks are to look through it again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture
+def tmp_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a short name: below it processes bind sockets, whose paths may have 107 characters; unix(7).
+
+    Numbered here, as pytest would look through all folders of the session for the next number.
+    """
+    return tmp_path_factory.mktemp(f"t{next(FOLDERS)}", numbered=False)
+
+
 @pytest.fixture
 def kills(request: pytest.FixtureRequest) -> int:
     """How many kills a test of kills does, by ``--kills``."""
     return int(request.config.getoption("--kills"))
+
+
+@pytest.fixture(scope="session")
+def once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """What is made once, also where pytest-xdist runs tests in several processes."""
+    own = tmp_path_factory.getbasetemp()
+    return once_in(own.parent if hasattr(request.config, "workerinput") else own)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(once: Once) -> Undisturbed:
+    """The training that ``chaos.py`` disturbs, undisturbed."""
+    return lambda ranks, steps: once(f"{ranks}-{steps}", lambda folder: train(folder, ranks, steps))
 
 
 @pytest.fixture
@@ -81,23 +143,17 @@ def installed() -> Callable[[str], str]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_left_behind() -> Iterator[None]:
-    """Fail a test that leaves a process running or a file in shared memory."""
+def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that leaves a process running; a file in shared memory fails the session, see ``LeftInMemory``."""
     children, files = _children(), _shared_files()
     yield
+    request.node.user_properties += [(NEW_FILE, path) for path in sorted(_shared_files() - files)]
     running = [pid for pid in _children() - children if not _ends(pid)]
     commands = {pid: _command(pid) for pid in running}
     for pid in running:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-    left = _shared_files() - files
-    if left:
-        mapped = _mapped_by_others()
-        left = {path for path in left if _inode(path) not in mapped}
-    for path in left:
-        path.unlink(missing_ok=True)
     assert not commands, f"processes left running: {commands}"
-    assert not left, f"files left in shared memory: {sorted(map(str, left))}"
 
 
 def _children() -> set[int]:
@@ -132,27 +188,67 @@ def _command(pid: int) -> str:
         return ""
 
 
-def _shared_files() -> set[Path]:
-    return set(SHARED_MEMORY.iterdir()) if SHARED_MEMORY.is_dir() else set()
+def _shared_files() -> set[str]:
+    return set(os.listdir(SHARED_MEMORY)) if SHARED_MEMORY.is_dir() else set()
 
 
-def _inode(path: Path) -> int | None:
-    try:
-        return path.stat().st_ino
-    except FileNotFoundError:
-        return None
+class LeftInMemory:
+    """Fails a session that leaves files in shared memory, and names the tests in which they appeared.
 
+    All processes share that folder, so that one test alone cannot tell: what is new may be that of a test beside it.
+    """
 
-def _mapped_by_others() -> set[int | None]:
-    """Files in shared memory that other processes map: not this test's doing. Semaphores are mapped under another name,
-    before they get their own, so it is their numbers that tell."""
-    found: set[int | None] = {None}
-    for listing in Path("/proc").glob("[0-9]*/maps"):
-        if listing.parent.name == str(os.getpid()):
-            continue
-        with contextlib.suppress(OSError):  # it has ended meanwhile, or is another user's
-            lines = (line.split(None, 5) for line in listing.read_text(errors="replace").splitlines())
-            found.update(
-                int(words[4]) for words in lines if len(words) == 6 and words[5].startswith(str(SHARED_MEMORY))
+    def __init__(self) -> None:
+        self._appeared: dict[str, list[str]] = {}
+        self._left: set[str] = set()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "teardown":
+            for name in (str(value) for key, value in report.user_properties if key == NEW_FILE):
+                self._appeared.setdefault(name, []).append(report.nodeid)
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        until = time.monotonic() + ENDING_S
+        while (left := _unused_files(self._appeared)) and time.monotonic() < until:
+            time.sleep(0.1)  # it may be that of another session, which takes it away in time
+        self._left = left
+        if left:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        for name in sorted(self._left):
+            tests = ", ".join(self._appeared[name])
+            terminalreporter.write_line(
+                f"ERROR {SHARED_MEMORY / name} was left behind; it appeared in {tests}", red=True
             )
+
+
+def _file_of(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _unused_files(names: Collection[str]) -> set[str]:
+    """Those of the files in shared memory that no other process has open or maps.
+
+    Semaphores are mapped under another name, before they get their own, so it is their numbers that tell.
+    """
+    there = _shared_files().intersection(names)
+    used = _used_files() if there else set()
+    return {name for name in there if _file_of(SHARED_MEMORY / name) not in used}
+
+
+def _used_files() -> set[tuple[int, int] | None]:
+    device = SHARED_MEMORY.stat().st_dev
+    found: set[tuple[int, int] | None] = {None}
+    for process in Path("/proc").glob("[0-9]*"):
+        if process.name == str(os.getpid()):
+            continue
+        with suppress(OSError):  # it has ended meanwhile, or is another user's
+            lines = (line.split(None, 5) for line in (process / "maps").read_text(errors="replace").splitlines())
+            found.update((device, int(words[4])) for words in lines if words[-1].startswith(str(SHARED_MEMORY)))
+            found.update(_file_of(path) for path in (process / "fd").iterdir())
     return found

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 from resilient.core import events as ev
+from resilient.core.batch import Batch
 from resilient.core.commands import Command, Exit
+from resilient.core.denied import LASTS_S, Denial, Denied, Suspect
 from resilient.core.evidence import ErrorLink, ErrorRecord, Evidence, Place, RankEvidence, Ruling
 from resilient.core.job import Job, Phase
 from resilient.core.machine import advance, begin
@@ -12,7 +14,7 @@ from resilient.core.policy import Terms
 from resilient.core.rules import RULES
 
 
-def raised(kind: str, *, step: int = 1, ruling: Ruling | None = None) -> Evidence:
+def raised(kind: str, *, step: int = 1, ruling: Ruling | None = None, batch: Batch | None = None) -> Evidence:
     """Evidence of one worker that died of an exception."""
     record = ErrorRecord(
         chain=(ErrorLink(type=kind, message="x", bases=("Exception",)),),
@@ -20,7 +22,8 @@ def raised(kind: str, *, step: int = 1, ruling: Ruling | None = None) -> Evidenc
         step=step,
         ruling=ruling,
     )
-    return Evidence(ranks=(RankEvidence(rank=0, exit_code=1, order=0, error=record, step=step, place=Place.STEP),))
+    rank = RankEvidence(rank=0, exit_code=1, order=0, error=record, step=step, place=Place.STEP, batch=batch)
+    return Evidence(ranks=(rank,))
 
 
 XID_79 = "NVRM: Xid (PCI:0000:05:00): 79, pid=1234, name=python, GPU has fallen off the bus."
@@ -29,6 +32,7 @@ SUSPECT = next(rule.example for rule in RULES if rule.id == "device-ecc-containe
 KILLED = Evidence(ranks=(RankEvidence(rank=0, signal=9, order=0, step=1),))
 UNKNOWN = Evidence(ranks=(RankEvidence(rank=0, exit_code=3, order=0, step=1),))
 CODE = raised("TypeError")
+BATCH = Batch(epoch=2, first=17, exact=True, samples=tuple(range(544, 576)), of=100_000)
 STOPPED = raised("resilient.errors.Stop", ruling=Ruling.STOP)
 
 
@@ -42,6 +46,13 @@ def drive(start: Job, *events: ev.Event, now: float = 0.0) -> tuple[Job, list[Co
         job, commands = advance(job, event, now)
         told += commands
     return job, told
+
+
+def denial(name: str, *, of_platform: bool = False, written_s: float = 0.0) -> Denial:
+    """An entry of a deny list, written now, for a node or a GPU."""
+    kind = Denied.DEVICE if name.startswith("GPU-") else Denied.NODE
+    suspect = Suspect(kind=kind, name=name, rule="xid-fatal", evidence="Xid 79")
+    return Denial(suspect=suspect, written_s=written_s, expires_s=written_s + LASTS_S, of_platform=of_platform)
 
 
 def fail(evidence: Evidence) -> tuple[ev.Event, ...]:

@@ -22,9 +22,11 @@ from resilient.checkpoint.digest import digest
 from resilient.checkpoint.requests import Reply
 from resilient.checkpoint.saver import serve
 from resilient.core.retention import Rules
+from resilient.core.usage import NOTHING_USED
 from resilient.link.board import DESCRIPTORS, Extent, SlotRecord
 from resilient.link.channel import Channel
 from resilient.link.memory import anonymous_file
+from resilient.supervisor.saver_process import REPLY_LIMIT
 
 
 class FaultyFileSystem(MemoryFileSystem):  # type: ignore[misc]  # fsspec has no types
@@ -100,7 +102,7 @@ class Client:
     """The supervisor's end."""
 
     def __init__(self, sock: socket.socket) -> None:
-        self.channel: Channel[Reply] = Channel(sock, requests.REPLIES)
+        self.channel: Channel[Reply] = Channel(sock, requests.REPLIES, limit=REPLY_LIMIT)
         self._ids = itertools.count(1)
         self._rules = Rules()
 
@@ -133,7 +135,7 @@ class Client:
         return self.ask(requests.Open, **{**values, **fields})
 
     def claim(self, attempt: int, **fields: Any) -> Any:
-        values: Mapping[str, Any] = {"began_from": None, "held_s": 0.0, "claimed_s": 1.0, "token": "ours"}
+        values: Mapping[str, Any] = {"began_from": None, "usage": NOTHING_USED, "claimed_s": 1.0, "token": "ours"}
         return self.ask(requests.Claim, attempt=attempt, **{**values, **fields})
 
     def save(self, records: Sequence[SlotRecord], attempt: int, step: int, **fields: Any) -> Any:

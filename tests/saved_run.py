@@ -14,6 +14,7 @@ import torch
 from resilient.checkpoint import layout, pair, tensors
 from resilient.checkpoint.digest import digest
 from resilient.checkpoint.layout import AttemptRecord, FileRecord, Manifest, RankFiles
+from resilient.checkpoint.seal import sealed
 from resilient.checkpoint.store import open_store
 from resilient.checkpoint.vault import Vault
 
@@ -83,7 +84,8 @@ class SavedRun:
     def rewrite(self, name: str, **fields: Any) -> None:
         """Change a manifest behind everybody's back."""
         path = self.path(name, layout.MANIFEST)
-        path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+        known = {**json.loads(path.read_text()), **fields}
+        path.write_bytes(sealed(json.dumps({name: v for name, v in known.items() if name != "digest"}).encode()))
 
 
 def small_state(step: int) -> Tree:

@@ -31,6 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import resilient
+from resilient.link.board import NONE, SNAPSHOT_STEP
 
 RANK, RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 SAMPLES = 97
@@ -93,6 +94,12 @@ def shared() -> int:
     return sum(fd.stat().st_size for fd in found)
 
 
+def await_order(run: resilient.Run) -> None:
+    """Until the supervisor has named the boundary of a snapshot, by its own clock: only the board tells."""
+    while run._link.board.words[SNAPSHOT_STEP] == NONE:
+        time.sleep(0.01)
+
+
 def await_snapshot() -> None:
     """Until the supervisor says that one is whole."""
     journal = Path(os.environ["RESILIENT_JOURNAL"]) / "journal.jsonl"
@@ -143,6 +150,8 @@ def train(options: argparse.Namespace) -> None:
 
     @run.step
     def step(batch: Tensor) -> None:
+        if options.kill and run.step_number == 0:
+            await_order(run)
         if run.step_number + 1 == options.kill and run.attempt == 1:
             dist.barrier()  # all have noted the step before
             if RANK == RANKS - 1:

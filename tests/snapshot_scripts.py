@@ -181,6 +181,15 @@ class Changing(Training):
         super().make_step(batch)
 
 
+class Clipping(Training):
+    """Weights are kept small through ``.data``, of which no version counter knows."""
+
+    def make_step(self, batch: Tensor) -> None:
+        for parameter in self.model.parameters():
+            parameter.data.clamp_(-0.1, 0.1).mul_(0.99)
+        super().make_step(batch)
+
+
 class Renormalising(Training):
     """An embedding that changes its weights in forward."""
 
@@ -297,8 +306,8 @@ KINDS: Mapping[str, type[Training]] = {
     kind.__name__: kind
     for kind in (
         Training, Scaling, Accumulating, AccumulatingOverCalls, SteppingBehind, TwoOptimizers, AveragingBehind,
-        AveragingInside, AveragingBefore, Changing, Renormalising, Foreign, Compiled, CompiledGraph, Searching,
-        Reshaping, Growing, GrowingRenormalising,
+        AveragingInside, AveragingBefore, Changing, Clipping, Renormalising, Foreign, Compiled, CompiledGraph,
+        Searching, Reshaping, Growing, GrowingRenormalising,
     )
 }  # fmt: skip
 

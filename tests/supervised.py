@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A real ``resilient run`` for tests: in a directory of its own, with a clean environment, always with a limit."""
 
+import contextlib
 import json
 import os
 import signal
@@ -42,6 +43,7 @@ of the folder's first run says by now."""
 _TRAINING = (
     HEAD
     + """
+import light_torch
 import torch
 import resilient
 
@@ -163,8 +165,7 @@ class Folder:
             "PATH": os.environ.get("PATH", os.defpath),
             "HOME": str(self.path),
             "TMPDIR": str(self.path / "tmp"),
-            "PYTHONPATH": str(ROOT),
-            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests"))),
             "OMP_NUM_THREADS": "1",
             "RESILIENT_JOURNAL": str(journal),
             "RESILIENT_TERMINATION_LOG": str(journal.with_suffix(".termination")),
@@ -176,7 +177,9 @@ class Folder:
 class Running:
     """One ``resilient run``; its output is read all the time, so that it never waits for us."""
 
-    def __init__(self, command: Sequence[str], cwd: Path, journal: Path, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self, command: Sequence[str], cwd: Path, journal: Path, environ: Mapping[str, str], *, group: bool = False
+    ) -> None:
         self.journal = journal
         self.process = subprocess.Popen(
             command,
@@ -185,6 +188,7 @@ class Running:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            start_new_session=group,
         )
         self._changed = threading.Condition()
         self._texts = [_Text(pipe, self._changed) for pipe in (self.process.stdout, self.process.stderr)]
@@ -237,13 +241,44 @@ class Running:
         )
 
     def entries(self) -> tuple[Mapping[str, Any], ...]:
-        """The journal up to now; its last line may still be on its way."""
+        """The journal up to now; its last line may still be on its way, and a second supervisor begins with an empty
+        one."""
         path = self.journal / "journal.jsonl"
         lines = path.read_text().split("\n")[:-1] if path.exists() else []
-        return tuple(json.loads(line) for line in lines)
+        return tuple(json.loads(line) for line in lines if line)
 
     def _said(self, words: str) -> bool:
         return any(words in str(text) for text in self._texts)
+
+
+def until_event(running: Running, name: str) -> None:
+    """Until the state machine has taken an event."""
+    until_entry(running, "event", name)
+
+
+def until_entry(running: Running, kind: str, event: str | None = None, **fields: object) -> None:
+    """Until the journal has such an entry; a file has no event to wait for, so it is read again and again."""
+    for _ in range(30_000):
+        entries = [entry for entry in running.entries() if entry["kind"] == kind]
+        found = [entry for entry in entries if fields.items() <= entry.items()]
+        if any(event is None or entry["event"]["type"] == event for entry in found):
+            return
+        try:
+            running.process.wait(0.01)
+            break
+        except subprocess.TimeoutExpired:
+            continue
+    raise AssertionError(f"there never was {event or kind}: {running.said()}")
+
+
+def descendants(pid: int) -> list[int]:
+    """Of the supervisor, itself last: everything in its container."""
+    found = []
+    for listing in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            for child in listing.read_text().split():
+                found += descendants(int(child))
+    return [*found, pid]
 
 
 class _Text:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resilient.link.messages import AlreadyFinished, Begin, Go, Hello, Restored, Steps, Tried, Try
+from resilient.link.messages import AlreadyFinished, Begin, Go, Hello, Steps, Tried, Try
 from resilient.supervisor.agreement import Agreement, Candidate, in_order
 
 MEMORY = Candidate(attempt=2, step=9, name="memory", slot=1)
@@ -72,8 +72,8 @@ def test_the_first_that_all_accept_is_loaded() -> None:
     assert room.last() == [Go(name="memory", step=9)] * 2
     assert (room.agreement.chosen, room.agreement.step) == (MEMORY, 9)
     assert not room.agreement.complete
-    assert not room.agreement.note_restored(1, Restored(step=9))
-    assert room.agreement.note_restored(0, Restored(step=9))
+    assert not room.agreement.note_restored(1)
+    assert room.agreement.note_restored(0)
 
 
 def test_what_one_rank_refuses_is_set_aside_for_all() -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mounts
 import pytest
 
 from resilient.checkpoint.arena import NoRoom, Slot, create_arena, create_arenas
@@ -131,6 +132,64 @@ def test_what_is_reserved_is_there() -> None:
     assert bytes(slot.view(8 << 20)[:8]) == b"kept\0\0\0\0"
     assert not any(slot.view(8 << 20)[4 << 20 :])
     slot.close()
+
+
+def test_what_is_filled_part_by_part_is_whole_at_its_end() -> None:
+    """In any order, beside what was there before; until then nobody takes it for reserved."""
+    slot = Slot.create("test")
+    slot.reserve(4096)
+    slot.view(4096)[:4] = b"kept"
+    view = slot.begin(3 << 20)
+    assert slot.room == 0
+    with pytest.raises(CheckpointError, match="not reserved"):
+        slot.view(4096)
+    for start in (2 << 20, 0, 1 << 20):
+        slot.make_ready(start, start + (1 << 20))
+        view[start + 4 : start + 8] = b"part"
+    assert slot.room == slot.held_bytes == 3 << 20
+    assert bytes(slot.view(3 << 20)[:8]) == b"keptpart"
+    slot.close()
+
+
+BEGIN_AND_DIE = """
+import os, signal, sys
+from resilient.checkpoint.arena import Slot
+slot = Slot.from_fd(int(sys.argv[1]))
+slot.begin(4 << 20)
+slot.make_ready(1 << 20, 2 << 20)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("again", ["less", "more", "reserved"])
+def test_what_was_begun_by_somebody_who_was_killed_is_begun_anew(again: str) -> None:
+    """Of whatever size: a page that is missing would end whoever writes to it."""
+    slot = Slot.create("test")
+    subprocess.run(
+        [sys.executable, "-c", BEGIN_AND_DIE, str(slot.fd)], pass_fds=[slot.fd], env={"PYTHONPATH": ROOT}, check=False
+    )
+    assert (slot.room, slot.held_bytes) == (0, 1 << 20)
+    size = {"less": 2 << 20, "more": 8 << 20, "reserved": 3 << 20}[again]
+    if again == "reserved":
+        slot.reserve(size)
+    else:
+        slot.begin(size)
+        slot.make_ready(0, size)
+    assert slot.held_bytes >= slot.room >= size
+    assert len(slot.view(size)) == size
+    slot.close()
+
+
+def test_a_part_that_memory_has_no_room_for_is_refused(tmp_path: Path) -> None:
+    """Instead of ending the process at the first write to it; and the slot is no room then."""
+    with mounts.small(tmp_path / "small", 2 << 20) as directory:
+        slot = Slot.from_fd(os.open(directory / "slot", os.O_RDWR | os.O_CREAT))
+        slot.begin(4 << 20)
+        slot.make_ready(0, 1 << 20)
+        with pytest.raises(NoRoom, match="No space left on device"):
+            slot.make_ready(1 << 20, 4 << 20)
+        assert slot.room == 0
+        slot.close()
 
 
 FULL = """

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from supervised import LIMIT_S
 
 from resilient.checkpoint.arena import NoRoom, Slot, create_arena
 from resilient.link.board import SPILL
@@ -93,7 +94,7 @@ def test_memory_that_the_kernel_refuses_is_not_asked_for_for_ever(slots: list[Sl
     ours, theirs = FORK.Pipe()
     worker = FORK.Process(target=_refused_by_the_kernel, args=(slots, theirs))
     worker.start()
-    worker.join(60)
+    worker.join(LIMIT_S)
     assert worker.exitcode == 0
     for slot in (0, 1):
         assert ours.recv().startswith(f"{slot} cannot hold a snapshot of")

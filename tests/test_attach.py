@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from supervised import LIMIT_S
 
 from resilient.checkpoint.arena import Slot, create_arenas
 from resilient.errors import ResilientError, SettingsError
@@ -101,7 +102,7 @@ def standalone(rank: int, ranks: int) -> None:
     assert (found.supervised, found.index) == (False, rank)
     found.channel.close()
     if found.keeper:
-        assert found.keeper.wait(30) == 0
+        assert found.keeper.wait(LIMIT_S) == 0
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
@@ -114,7 +115,7 @@ def test_standalone_workers_share_a_keeper(ranks: int, tmp_path: Path, monkeypat
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(60)
+        worker.join(LIMIT_S)
     assert [worker.exitcode for worker in workers] == [0] * ranks
     assert list(tmp_path.iterdir()) == []
 
@@ -134,7 +135,7 @@ def test_a_keeper_that_cannot_start_leaves_no_name(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(attach, "KEEPER", (sys.executable, "-c", "raise SystemExit(3)"))
     worker = FORK.Process(target=refused)
     worker.start()
-    worker.join(60)
+    worker.join(LIMIT_S)
     assert worker.exitcode == 0
     assert list(tmp_path.iterdir()) == []
 

@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_image import image_of
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from resilient.checkpoint import tensors
+from resilient.checkpoint import image, tensors
 from resilient.errors import CheckpointError, SettingsError
 from resilient.training import rng
-from resilient.training.batches import Position, Stream, differences, source_of
+from resilient.training.batches import Position, differences, source_of
+from resilient.training.stream import Stream
 
 pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # torchdata calls it
 
@@ -107,7 +109,7 @@ def trained(stream: Stream, count: int, now: Any = None) -> list[list[float]]:
 
 def saved(position: Position) -> Position:
     """As it comes back from an image."""
-    tree: Any = tensors.unflatten(tensors.copied(tensors.flatten(position.to_tree())))
+    tree: Any = tensors.unflatten(image.read(image_of(position.to_tree())))
     assert differences(tree) == []
     return Position.from_tree(tree)
 

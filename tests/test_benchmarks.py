@@ -45,3 +45,11 @@ def test_recovery_counts_every_run() -> None:
     phases = ("detect", "stop", "start", "import", "rendezvous", "restore", "first step")
     assert sum(ours[phase][0] for phase in phases) == pytest.approx(ours["in all"][0], abs=0.01)
     assert 0 <= ours["steps done again"][0] < 35
+
+
+@pytest.mark.slow
+def test_s3_is_saved_to_and_loaded_from_by_all() -> None:
+    """What each loads is compared with what it saved, and how busy the server was is told beside it."""
+    results = results_of("checkpoint_s3.py", "--mib", "32", "--rounds", "1")
+    assert set(results) == {"resilient", "s3fs", "boto3", "dcp_fsspec"}
+    assert all(found[figure][0] > 0 for found in results.values() for figure in ("save_s", "load_s", "save_busy"))

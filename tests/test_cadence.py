@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -21,7 +22,24 @@ def test_a_number_of_steps_means_its_multiples(entered: int, step: int) -> None:
     cadence = Cadence(durable=Every(steps=100), memory=NEVER, has_store=True)
     assert target(cadence, entered, now=0.0) == step
     assert wants_store(cadence, step, now=0.0)
-    assert not wants_store(cadence, step + 1, now=1e9)
+    assert not wants_store(replace(cadence, saved_step=step - 100), step - 1, now=1e9)
+    assert not wants_store(cadence.took(step, 1.0, 0.1, saving=True), step + 1, now=1e9)
+
+
+@given(st.integers(1, 7), st.integers(1, 7), st.integers(1, 9))
+def test_no_multiple_goes_by_without_a_save(durable: int, memory: int, steps_of_a_snapshot: int) -> None:
+    """Where a snapshot for memory is under way as one passes, the next snapshot is for the store."""
+    cadence = Cadence(durable=Every(steps=durable), memory=Every(steps=memory), has_store=True)
+    entered, saved = 1, [0]
+    while entered < 200:
+        step = target(cadence, entered, now=0.0)
+        assert step is not None
+        saving = wants_store(cadence, step, now=0.0)
+        saved += [step] if saving else []
+        cadence = cadence.took(step, 0.0, 0.0, saving=saving)
+        entered = step + steps_of_a_snapshot
+    # One goes by at most while the next snapshot becomes due, and one more while it is taken.
+    assert all(after - before < 2 * durable + memory + steps_of_a_snapshot for before, after in pairwise(saved))
 
 
 def test_a_duration_names_the_next_boundary_once_it_is_over() -> None:
@@ -30,10 +48,10 @@ def test_a_duration_names_the_next_boundary_once_it_is_over() -> None:
     assert target(cadence, 5, now=1299.0) == NEVER.steps
     assert target(cadence, 5, now=1300.0) == 5
     assert wants_store(cadence, 5, now=1300.0)
-    after = cadence.took(1300.0, 0.1, saving=True)
+    after = cadence.took(5, 1300.0, 0.1, saving=True)
     assert not wants_store(after, 6, now=1500.0)
     assert wants_store(after, 6, now=1600.0)
-    assert wants_store(cadence.took(1300.0, 0.1, saving=False), 6, now=1500.0), "memory alone saves nothing"
+    assert wants_store(cadence.took(5, 1300.0, 0.1, saving=False), 6, now=1500.0), "memory alone saves nothing"
 
 
 def test_without_a_store_nothing_is_for_it() -> None:
@@ -87,7 +105,7 @@ def test_an_automatic_cadence_learns_from_failures_and_from_their_absence() -> N
     """Many of them bring the next snapshot forward, a long time without puts it off."""
     cadence = Cadence(durable=None, stall_s=0.01)
     assert replace(cadence, failures=9).memory_s < 0.5 * cadence.memory_s
-    assert cadence.took(40 * 3600.0, 0.01, saving=False).memory_s > 3 * cadence.memory_s
+    assert cadence.took(9, 40 * 3600.0, 0.01, saving=False).memory_s > 3 * cadence.memory_s
 
 
 @given(

@@ -16,6 +16,7 @@ from faulty_store import FaultyFileSystem
 from moto.server import ThreadedMotoServer
 from rich.console import Console
 from saved_run import SavedRun, small_state
+from supervised import LIMIT_S
 
 from resilient.checkpoint.header import read_header
 from resilient.cli import main
@@ -89,7 +90,7 @@ def test_list_says_what_a_restore_would_do_with_each(saved: SavedRun, ask: Ask) 
         "2-9": "set aside",
         "2-8": "set aside",
         "2-7": "restored next",
-        "2-5": "good",
+        "2-5": "complete",
         "1-10": "earlier history",
     }
     row = json.loads(ask("list", saved.url, "--json")[1])["checkpoints"][4]
@@ -357,7 +358,9 @@ def test_looking_and_pruning_need_no_torch(saved: SavedRun) -> None:
         "print(codes, {'torch', 'numpy', 'safetensors'} & {name.split('.')[0] for name in sys.modules})"
     )
     environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    ended = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(
+        [sys.executable, "-c", program], env=environ, capture_output=True, text=True, timeout=LIMIT_S
+    )
     assert ended.stdout.splitlines()[-1] == "[0, 0, 0, 0] set()", ended.stderr
 
 
@@ -384,7 +387,7 @@ def test_the_same_holds_on_s3(bucket: str, ask: Ask, tmp_path: Path) -> None:
     for name in ("1-1", "1-2", "1-3"):
         saved.save(name)
     saved.store.replace("checkpoints/1-2/rank-0.safetensors", b"0")
-    assert states(ask, saved.url) == {"1-3": "restored next", "1-2": "set aside", "1-1": "good"}
+    assert states(ask, saved.url) == {"1-3": "restored next", "1-2": "set aside", "1-1": "complete"}
     code, out, _ = ask("verify", saved.url, "--json")
     assert code == 1
     assert [bool(verdict["flaws"]) for verdict in json.loads(out)["checkpoints"]] == [False, True, False]

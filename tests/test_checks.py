@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from driving import denial
 
 from resilient.core.checks import CHECKS
 from resilient.core.devices import NO_RECOVERY, Device, Look, State
@@ -13,6 +14,7 @@ from resilient.core.measured import (
     UNLIMITED,
     AllReduceFacts,
     ComputeFacts,
+    DenyListFacts,
     FolderFacts,
     HostFacts,
     NameFacts,
@@ -60,6 +62,10 @@ CUDA = ComputeFacts(device="cuda:0", wrong=0, free=79 * GIB, size=80 * GIB)
 TORCH = TorchFacts(version="2.13.0", cuda="12.8", devices=(CPU, CUDA))
 SUM = AllReduceFacts(backend="nccl", ranks=2, right=True, seconds=0.5)
 NAMES = NamesFacts(names=(NameFacts(name="a-0.a", addresses=("10.0.0.7",)),))
+LISTED = denial("node-a", of_platform=True)
+DENY_LIST = DenyListFacts(
+    url="/etc/denied.jsonl", node="node-a", entries=2, denials=(denial("GPU-9", of_platform=True),)
+)
 GOOD = {
     "host": HOST,
     "devices": LOOK,
@@ -69,6 +75,7 @@ GOOD = {
     "torch": TORCH,
     "all-reduce": SUM,
     "names": NAMES,
+    "deny-list": DENY_LIST,
 }
 
 
@@ -146,6 +153,14 @@ CASES: list[tuple[str, dict[str, Any], Grade, str]] = [
     ("clock", {"store": replace(STORE, skew=6.0)}, WARN, "6.0 s behind the store's"),
     ("clock", {"store": replace(STORE, skew=-901.0)}, FAIL, "901.0 s ahead of the store's"),
     ("clock", {"store": replace(STORE, skew=None)}, SKIP, "says no time"),
+    (
+        "deny-list",
+        {"deny_list": replace(DENY_LIST, denials=(denial("node-a", of_platform=True),))},
+        FAIL,
+        "node node-a",
+    ),
+    ("deny-list", {"deny_list": replace(DENY_LIST, why="no answer")}, WARN, "cannot be read: no answer"),
+    ("deny-list", {"deny_list": replace(DENY_LIST, unread=3)}, WARN, "3 lines of /etc/denied.jsonl"),
     ("clock", {"store": replace(STORE, kind="denied", code="RequestTimeTooSkewed")}, FAIL, "15 minutes"),
 ]
 

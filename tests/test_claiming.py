@@ -8,6 +8,7 @@ import pytest
 
 from resilient.checkpoint.requests import Claim, Done, Failed, Reply
 from resilient.core import events as ev
+from resilient.core.usage import Usage
 from resilient.supervisor.claiming import AGAIN_S, MOST_DEATHS, Claiming
 
 DIED = Failed(id=1, why="the saver ended", answered=False, kind="internal")
@@ -24,7 +25,12 @@ class Desk:
         self.told: list[Any] = []
         self._then: Callable[[Reply], None] = lambda reply: None
         self.claiming = Claiming(
-            self._submit, self.may_save.append, self.told.append, self._journal, now=lambda: 100.0, held_s=lambda: 7.0
+            self._submit,
+            self.may_save.append,
+            self.told.append,
+            self._journal,
+            now=lambda: 100.0,
+            usage=lambda: Usage(held_s=7.0),
         )
 
     def _submit(self, make: Callable[[int], Any], then: Callable[[Reply], None]) -> None:
@@ -48,7 +54,7 @@ def desk() -> Desk:
 def test_an_attempt_is_ours_once_the_store_says_so(desk: Desk) -> None:
     """Until then it is unknown whether anything may be saved."""
     (asked,) = desk.asked
-    assert (asked.attempt, asked.began_from, asked.held_s) == (3, "2-9", 7.0)
+    assert (asked.attempt, asked.began_from, asked.usage) == (3, "2-9", Usage(held_s=7.0))
     desk.answer(Done(id=1))
     assert (desk.may_save, desk.told) == ([None, True], [])
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line: what it prints, how it refuses, and the exit codes of both."""
 
+import io
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from supervised import LIMIT_S
 
 from resilient import settings
 from resilient.cli import main
@@ -43,7 +45,7 @@ def test_a_wrong_command_line_is_one_clear_line(argv: list[str], why: str, capsy
 def test_python_m_resilient_is_the_command() -> None:
     """The module exits with the command's code and message."""
     command = [sys.executable, "-m", "resilient", "run", "--nproc-per-node", "none", "a.py"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S)
     assert ended.returncode == 115
     assert ended.stderr.startswith("resilient: cannot use --nproc-per-node none: ")
 
@@ -112,10 +114,35 @@ def test_nobody_may_read_what_is_printed(argv: list[str], tmp_path: Path) -> Non
     os.close(reader)
     command = [sys.executable, "-m", "resilient", *(str(log) if word == "LOG" else word for word in argv)]
     try:
-        ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60)
+        ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=LIMIT_S)
     finally:
         os.close(writer)
     assert (ended.returncode, ended.stderr) == (141, "")
+
+
+class Terminal(io.TextIOWrapper):
+    """One that has plain letters only."""
+
+    def __init__(self) -> None:
+        super().__init__(io.BytesIO(), encoding="ascii")
+
+    def isatty(self) -> bool:
+        return True
+
+    def shown(self) -> bytes:
+        self.seek(0)
+        return bytes(self.buffer.read())
+
+
+@pytest.mark.parametrize("argv", [["config", "--checkpoints", "runs/b\xe9b\xe9"], ["classify", "LOG"]])
+def test_a_terminal_may_lack_letters(argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What others have named or printed is shown as far as it can be."""
+    log = tmp_path / "train.log"
+    log.write_text("RuntimeError: b\xe9b\xe9\n", encoding="utf-8")
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert main([str(log) if word == "LOG" else word for word in argv]) == 0
+    assert b"b?b?" in terminal.shown()
 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,5 +187,7 @@ def test_the_command_line_is_light() -> None:
         "print({name.split('.')[0] for name in sys.modules} & {'torch', 'numpy', 'fsspec', 'kubernetes', 'rich'})"
     )
     environ = {name: value for name, value in os.environ.items() if not name.startswith("RESILIENT_")}
-    ended = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(
+        [sys.executable, "-c", program], env=environ, capture_output=True, text=True, timeout=LIMIT_S
+    )
     assert ended.stdout.splitlines()[-1] == "set()"

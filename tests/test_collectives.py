@@ -14,7 +14,7 @@ from supervised import Folder, training
 
 from resilient.core.causes import Cause
 from resilient.core.classify import classify
-from resilient.core.collectives import Absent, Collectives, absent, from_recorder, from_watchdog
+from resilient.core.collectives import Collectives, Suspect, absent, from_recorder, from_watchdog
 from resilient.core.evidence import ErrorLink, ErrorRecord, Evidence, Hang, Place, RankEvidence
 
 WATCHDOG = (
@@ -29,6 +29,8 @@ OLDER = (
 OLDEST = (
     "[Rank 5] Exception detected by watchdog at work: 18, last enqueued NCCL work: 18, last completed NCCL work: -1."
 )
+NUMBERED = OLDER.replace("PG ID 2 PG GUID 3", "PG 3")
+NAMED = NUMBERED.replace("PG 3", "PG 3 (tensor)").replace("NCCL work", "work")
 
 
 def entry(number: Any, *, group: str = "default_pg", state: str = "scheduled", **more: Any) -> dict[str, Any]:
@@ -106,10 +108,12 @@ def test_a_dump_of_many_groups_is_bounded() -> None:
         (WATCHDOG, Collectives(group="default_pg", enqueued=56118, completed=56117)),
         (OLDER, Collectives(group="3", enqueued=32, completed=31)),
         (OLDEST, Collectives(group="default_pg", enqueued=18, completed=-1)),
+        (NUMBERED, Collectives(group="3", enqueued=32, completed=31)),
+        (NAMED, Collectives(group="tensor", enqueued=32, completed=31)),
     ],
 )
 def test_the_watchdog_says_it_on_stderr(text: str, expected: Collectives) -> None:
-    """Three releases of torch word it differently; the last line of a group counts."""
+    """Releases of torch word it differently; the last line of a group counts."""
     assert from_watchdog(f"step 1\n{text}\nmore\n") == (expected,)
     assert from_watchdog("last enqueued NCCL work: one\n") == ()
 
@@ -117,7 +121,7 @@ def test_the_watchdog_says_it_on_stderr(text: str, expected: Collectives) -> Non
 def test_the_rank_that_is_behind_is_named() -> None:
     """All others wait in a collective that it did not come to."""
     places = {0: at(57, "nccl:all_reduce"), 1: at(57, "nccl:all_reduce"), 2: at(56, "nccl:barrier")}
-    assert absent(places) == Absent(
+    assert absent(places) == Suspect(
         rank=2, why="rank 2 had come to 56 when the others waited in collective 57 of default_pg (nccl:all_reduce)"
     )
 
@@ -181,9 +185,12 @@ def test_a_hang_names_the_rank_that_called_something_else() -> None:
 BODY = """
 import datetime, threading
 import torch.distributed as dist
-dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=4))
+from torch.distributed.distributed_c10d import _set_pg_timeout
+dist.init_process_group("gloo")
 
 def fault(step):
+    if step == 2:  # not before all are there
+        _set_pg_timeout(datetime.timedelta(seconds=4))
     if step == 2 and dist.get_rank() == 1:
         threading.Event().wait()
     dist.all_reduce(torch.ones(3))

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of copying behind the training: the bits of the moment when it began, or none."""
 
+import ctypes
 import threading
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -61,6 +63,9 @@ CHANGES: dict[str, Callable[[Tensor], object]] = {
     "one element": lambda source: source.view(-1)[0].fill_(7),
     "by a view": lambda source: source.t().add_(1),
     "by a detached one": lambda source: source.detach().zero_(),
+    "through .data": lambda source: source.data.mul_(2),
+    "through numpy": lambda source: np.negative(source.numpy(), out=source.numpy()),
+    "through a pointer": lambda source: ctypes.memset(source.data_ptr(), 7, 24),
     "by its base": lambda source: source._base.add_(1),  # type: ignore[union-attr]  # a view has a base
     "storage gone": lambda source: source.untyped_storage().resize_(0),
     "storage grown": lambda source: source.untyped_storage().resize_(1 << 20),

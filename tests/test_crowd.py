@@ -9,7 +9,9 @@ import pytest
 
 from resilient.core.causes import Action, Cause, Verdict
 from resilient.core.classify import classify
-from resilient.core.evidence import ErrorLink, ErrorRecord, Evidence, RankEvidence
+from resilient.core.collectives import Collectives, from_watchdog
+from resilient.core.evidence import ErrorLink, ErrorRecord, Evidence, Hang, Place, RankEvidence
+from resilient.core.log_text import read_log
 
 ILLEGAL = "CUDA error: an illegal memory access was encountered"
 ECC = "CUDA error: uncorrectable ECC error encountered"
@@ -97,19 +99,74 @@ def test_where_all_report_or_several_are_silent_nobody_is_named() -> None:
     assert judge(*map(waited, (0, 1)), world_size=4).culprit is None
 
 
-def test_the_rank_that_fell_behind_is_the_suspect() -> None:
-    """Its queue holds fewer collectives than everybody else's."""
-    line = (
-        "[rank{0}]:[E1123 10:11:12.130 ProcessGroupNCCL.cpp:1834] [PG ID 0 PG GUID 0(default_pg) Rank {0}] Timeout at "
-        "NCCL work: 610, last enqueued NCCL work: {1}, last completed NCCL work: 609.\n"
+def timed_out(rank: int, enqueued: int, group: str, member: int) -> str:
+    """What the watchdog of a process prints, by torch 2.5: it goes by its rank within the group."""
+    head = f"[rank{rank}]:[E1123 10:11:12.130 ProcessGroupNCCL.cpp:"
+    return (
+        f"{head}629] [Rank {member}] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=610, "
+        f"OpType=ALLREDUCE, Timeout(ms)=600000) ran for 600081 milliseconds before timing out.\n"
+        f"{head}1834] [{group} Rank {member}] Timeout at NCCL work: 610, "
+        f"last enqueued NCCL work: {enqueued}, last completed NCCL work: 609.\n"
     )
+
+
+def from_both(texts: dict[int, str]) -> list[Verdict]:
+    """The verdicts on what each rank printed: as the supervisor collects it, and as a log that somebody kept."""
     ranks = [
-        replace(waited(rank), stderr_tail=waited(rank).stderr_tail + line.format(rank, 609 if rank == 2 else 616))
-        for rank in range(4)
+        RankEvidence(rank=rank, signal=6, order=rank, stderr_tail=text, collectives=from_watchdog(text))
+        for rank, text in texts.items()
     ]
-    verdict = judge(*ranks)
-    assert verdict.culprit == 2
-    assert "had come to collective 609 when all others were at 616 or beyond" in verdict.why
+    return [judge(*ranks), classify(read_log("".join(texts.values())))]
+
+
+ALL, TENSOR = "PG ID 0 PG GUID 0(default_pg)", "PG ID 1 PG GUID 3(tensor)"
+
+
+@pytest.mark.parametrize("farthest", [616, 620])
+def test_the_rank_that_fell_behind_is_the_suspect(farthest: int) -> None:
+    """Its queue holds fewer collectives than everybody else's, however far ahead these are."""
+    queues = {0: 616, 1: farthest, 2: 609, 3: 616}
+    for verdict in from_both({rank: timed_out(rank, number, ALL, rank) for rank, number in queues.items()}):
+        beyond = " or beyond" if farthest > 616 else ""
+        assert verdict.culprit == 2
+        assert f"rank 2 had come to 609 when the others waited in collective 616 of default_pg{beyond}," in verdict.why
+
+
+def test_a_rank_goes_by_its_number_in_the_run_not_in_its_group() -> None:
+    """The first process of a group need not be the first of the run."""
+    queues = {4: 616, 5: 609, 6: 616}
+    verdicts = from_both({rank: timed_out(rank, number, TENSOR, rank - 4) for rank, number in queues.items()})
+    assert [verdict.culprit for verdict in verdicts] == [5, 5]
+
+
+def test_a_rank_of_another_group_is_not_taken_for_one_that_told() -> None:
+    """Ranks 1 to 3 told of a time-out as the members 0 to 2 of their group."""
+    told = [replace(waited(rank - 1), rank=rank) for rank in (1, 2, 3)]
+    verdict = judge(*told, RankEvidence(rank=0, stopped=True))
+    assert verdict.why.endswith("rank 0 alone did not report it, and is the suspect")
+
+
+def test_of_two_ranks_in_a_log_neither_is_behind() -> None:
+    """It may lack the one that is."""
+    verdicts = from_both({rank: timed_out(rank, 616 - rank, ALL, rank) for rank in range(2)})
+    assert [verdict.culprit for verdict in verdicts] == [1, None]
+
+
+def test_the_suspect_is_on_its_own_node() -> None:
+    """Not on that of the rank whose stack was taken for the one that hangs."""
+    places = {0: 9, 1: 9, 2: 8}
+    ranks = tuple(
+        RankEvidence(
+            rank=rank,
+            node=f"node-{rank}",
+            signal=9,
+            stopped=True,
+            collectives=(Collectives(group="default_pg", enqueued=enqueued),),
+        )
+        for rank, enqueued in places.items()
+    )
+    verdict = classify(Evidence(ranks=ranks, hang=Hang(rank=0, place=Place.STEP, phase=None, silent_s=90, bound_s=60)))
+    assert (verdict.culprit, verdict.node) == (2, "node-2")
 
 
 def test_the_barrier_names_who_is_missing() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from supervised import LIMIT_S
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 
@@ -26,9 +27,9 @@ def started(directory: Path, *arguments: str) -> dict[str, Any]:
     """What the ranks of all worlds found."""
     environ = {**os.environ, "PYTHONPATH": str(RANKS.parents[1]), "TORCH_CPP_LOG_LEVEL": "ERROR", "TORCH_LOGS": "-all"}
     command = [sys.executable, str(RANKS), str(directory), *arguments]
-    ended = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=110)
+    ended = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=LIMIT_S)
     assert not ended.returncode, ended.stderr[-4000:]
-    return json.loads(ended.stdout)  # type: ignore[no-any-return]  # json gives Any
+    return json.loads(ended.stdout.splitlines()[-1])  # type: ignore[no-any-return]  # json gives Any
 
 
 @pytest.fixture(scope="module")

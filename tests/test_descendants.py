@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from supervised import LIMIT_S
 
 from resilient.supervisor.descendants import TOKEN_VARIABLE, Ending, end, end_leftovers, find, new_token
 from resilient.supervisor.processes import Exit, Worker, spawn
@@ -212,7 +213,7 @@ def test_as_pid_1_nothing_of_ours_is_left_and_the_rest_lives() -> None:
         print([int(name) for name in os.listdir("/proc") if name.isdecimal()] == [1, foreign])
     """
     command = [*unshare, sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, timeout=60, cwd=REPOSITORY, check=False)
+    done = subprocess.run(command, capture_output=True, timeout=LIMIT_S, cwd=REPOSITORY, check=False)
     assert (done.stdout, done.stderr) == (b"True\n", b"")
 
 
@@ -239,6 +240,6 @@ def test_what_a_dead_supervisor_of_the_run_left_is_ended(foreign: int) -> None:
             assert process.stdout.readline() == b"up\n", "before that it may have no environment"
             started[name] = process
         assert end_leftovers("another run", grace_s=0) == 0
-        assert end_leftovers("run", grace_s=5) == 1
+        assert end_leftovers("run", grace_s=60) == 1
         assert started["dead"].wait(60) == -signal.SIGTERM
         assert [name for name, process in started.items() if process.poll() is None] == ["alive", "garbled", "foreign"]

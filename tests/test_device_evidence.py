@@ -30,9 +30,10 @@ FOUR = Look(devices=tuple(gpu(index) for index in range(4)))
 def whose(ranks: int, *, look: Look = FOUR, visible: str | None = None, **options: bool) -> list[list[int]]:
     """The indexes of the devices of each rank."""
     given = {"by_bus": False, "shared": False} | options
+    lists = () if visible is None else tuple(visible.split("|"))
     return [
         [evidence.device.index for evidence in theirs]
-        for theirs in assigned(look, None, [], ranks, visible=visible, by_bus=given["by_bus"], shared=given["shared"])
+        for theirs in assigned(look, None, [], ranks, visible=lists, by_bus=given["by_bus"], shared=given["shared"])
     ]
 
 
@@ -48,10 +49,13 @@ def whose(ranks: int, *, look: Look = FOUR, visible: str | None = None, **option
         ("1,9", [[1], []]),
         ("GPU-,0", [[], []]),
         ("", [[], []]),
+        ("2,3,1|1,0", [[3], [2]]),
+        ("2,3|2", [[], []]),
     ],
 )
 def test_ranks_have_the_devices_that_a_framework_gives_them(visible: str | None, expected: list[list[int]]) -> None:
-    """Rank r of a node uses the r-th visible device; the list ends at its first entry that is none."""
+    """Rank r of a node uses the r-th visible device; a list ends at its first entry that is none, and is within the one
+    before."""
     assert whose(2, visible=visible) == expected
 
 
@@ -81,7 +85,7 @@ def test_events_and_the_state_before_go_with_their_device() -> None:
     """Each device has its own."""
     event = DeviceEvent(index=1, kind="xid", number=79, monotonic_s=5.0)
     before = Look(devices=(gpu(0, uncorrected=1), gpu(1, uncorrected=2)))
-    theirs = assigned(FOUR, before, [event], 2, visible=None, by_bus=False, shared=False)
+    theirs = assigned(FOUR, before, [event], 2, visible=(), by_bus=False, shared=False)
     assert theirs[0] == (DeviceEvidence(device=gpu(0), before=before.devices[0]),)
     assert theirs[1] == (DeviceEvidence(device=gpu(1), before=before.devices[1], events=(event,)),)
 
@@ -89,11 +93,11 @@ def test_events_and_the_state_before_go_with_their_device() -> None:
 def test_a_driver_that_does_not_answer_leaves_what_it_reported() -> None:
     """Nothing is known of how the device is now; that it reported an Xid is."""
     event = DeviceEvent(index=1, kind="xid", number=79, monotonic_s=5.0)
-    theirs = assigned(None, FOUR, [event], 2, visible=None, by_bus=False, shared=False)
+    theirs = assigned(None, FOUR, [event], 2, visible=(), by_bus=False, shared=False)
     left = theirs[1][0]
     assert (left.device.state, left.device.recovery, left.device.uuid) == (State.UNKNOWN, None, gpu(1).uuid)
     assert left.events == (event,)
-    assert assigned(None, None, [event], 2, visible=None, by_bus=False, shared=False) == ((), ())
+    assert assigned(None, None, [event], 2, visible=(), by_bus=False, shared=False) == ((), ())
 
 
 def failed(*ranks: tuple[str, DeviceEvidence]) -> Evidence:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,20 @@ def test_a_watcher_that_is_killed_is_replaced_for_the_next_attempt(loops: Make, 
     assert loop.look() is not None
 
 
+def test_a_node_without_room_for_the_watcher_costs_evidence_only(
+    loops: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training begins all the same, and the next attempt is watched if there is room by then."""
+    with monkeypatch.context() as full:
+        full.setattr(sys, "executable", str(tmp_path / "nowhere"))
+        loop = loops(driver(tmp_path))
+        loop.watch.begin()
+        assert loop.look() is None
+    loop.watch.begin()
+    assert loop.kinds == ["no_device_evidence", "no_device_evidence", "devices"]
+    assert "the process that watches them cannot be started" in loop.journal[0][1]["why"]
+
+
 def test_events_that_end_leave_the_looks(loops: Make, tmp_path: Path) -> None:
     """NVML ends its waits when a board is lost, and still says which."""
     body = "def wait(events, timeout_ms):\n    gpus[1].lost = True\n    raise NVMLError(15)"
@@ -247,6 +262,7 @@ def test_a_run_on_a_gpu_that_falls_off_leaves_the_node(tmp_path: Path) -> None:
     assert (ended.code, ended.attempts, ended.rules) == (194, 1, ["xid-off-the-bus"])
     assert "rank 1" in ended.termination["why"]
     assert "GPU-00000001-1111-2222-3333-444444444444, PCI 0000:19:00.0" in ended.termination["why"]
+    assert ended.termination["device"] == "GPU-00000001-1111-2222-3333-444444444444"
     assert [entry["when"] for entry in ended.entries("devices")] == ["before", "after"]
     assert [entry["event"]["number"] for entry in ended.entries("device_event")] == [79]
 

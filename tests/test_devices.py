@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pynvml
 import pytest
 from nvml import GPU_IS_LOST, NOT_SUPPORTED, RESET_REQUIRED, Gpu, Pynvml, h100
 
@@ -15,7 +16,7 @@ from resilient.core.devices import NO_RECOVERY, Device, DeviceEvent, State
 from resilient.devices import nvml as ours
 from resilient.devices.nvml import open_nvml
 from resilient.devices.protocol import Unavailable
-from resilient.devices.vendors import vendor_here
+from resilient.devices.vendors import vendor_here, visible
 
 UUID = "GPU-00000000-1111-2222-3333-444444444444"
 
@@ -213,7 +214,6 @@ def test_closing_lets_go() -> None:
 
 def test_the_numbers_are_those_of_the_binding() -> None:
     """nvml.h is not read by Python; the installed binding is asked whether we have its numbers."""
-    pynvml = pytest.importorskip("pynvml", reason="nvidia-ml-py, of the extra gpu, is not installed")
     assert pynvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION == ours.RECOVERY_FIELD
     assert (pynvml.NVML_ERROR_TIMEOUT, pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED) == (10, 15, 16)
     assert pynvml.nvmlEventTypeXidCriticalError == 0x8
@@ -251,7 +251,27 @@ def test_devices_are_looked_for_only_where_there_are_some(
     assert (vendor is not None) == here
 
 
+@pytest.mark.parametrize(
+    ("names", "environ", "name", "lists"),
+    [
+        (("kfd",), {"CUDA_VISIBLE_DEVICES": "0,1"}, "AMD", ("0,1",)),
+        (("kfd",), {"ROCR_VISIBLE_DEVICES": "2,3", "HIP_VISIBLE_DEVICES": "1"}, "AMD", ("2,3", "1")),
+        (("kfd",), {"HIP_VISIBLE_DEVICES": "1", "CUDA_VISIBLE_DEVICES": "9"}, "AMD", ("1",)),
+        ((), {"ROCR_VISIBLE_DEVICES": "0"}, "AMD", ("0",)),
+        ((), {"CUDA_VISIBLE_DEVICES": "0", "HIP_VISIBLE_DEVICES": ""}, "NVIDIA", ("0",)),
+        (("kfd", "nvidia0"), {}, "NVIDIA", ()),
+    ],
+)
+def test_the_devices_that_are_there_say_whose_they_are(
+    tmp_path: Path, names: tuple[str, ...], environ: dict[str, str], name: str, lists: tuple[str, ...]
+) -> None:
+    """ROCm listens to CUDA's variable too, so that it alone says nothing where AMD's driver is."""
+    vendor = vendor_here(environ, nodes(tmp_path, *names))
+    assert vendor is not None
+    assert (vendor.name, visible(vendor, environ)) == (name, lists)
+
+
 def test_looking_for_devices_loads_no_library() -> None:
     """The rows of the table hold functions, which load their library when they are called."""
-    code = "import sys, resilient.devices.vendors; print('pynvml' in sys.modules)"
+    code = "import sys, resilient.devices.vendors; print(bool({'pynvml', 'amdsmi'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"False\n"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from supervised import LIMIT_S
 
 from resilient.checkpoint import direct
 from resilient.checkpoint.direct import BLOCK, PIECE
@@ -161,7 +162,7 @@ def test_a_limit_of_the_system_is_told_and_leaves_nothing(tmp_path: Path, first:
     """Half-way through a piece, past the page cache and through it."""
     limit = str(PIECE + BLOCK + 7)
     command = [sys.executable, "-c", LIMITED, str(tmp_path), limit, str(first)]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    told = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=True)
     assert told.stdout.startswith("cannot write"), told.stdout
     assert "free space" in told.stdout
     assert not (tmp_path / "c/large").exists()

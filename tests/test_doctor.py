@@ -54,10 +54,10 @@ def test_this_machine_can_train(folder: Folder) -> None:
     run = SavedRun(folder.checkpoints)
     run.claim(1)
     run.save("1-10")
+    listed = folder.script('{"node": "elsewhere"}', "denied")
     before = everything_below(folder.path)
-    code, found = examined(
-        folder, "--checkpoints", folder.checkpoints, "--nproc-per-node", "2", "--peers", "localhost", "train.py"
-    )
+    flags = ("--checkpoints", folder.checkpoints, "--nproc-per-node", "2", "--peers", "localhost")
+    code, found = examined(folder, *flags, "--deny-list", listed, "train.py")
     assert code == 0, found
     assert list(found) == [check.id for check in CHECKS]
     for check in ("compute", "all-reduce", "names", "store", "clock", "snapshots", "memory"):

@@ -39,6 +39,13 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
         parse_duration(text)
 
 
+@pytest.mark.parametrize("text", ["99999999999999d", "9" * 400 + "d", "3651d", "0s", "0.0000000001s"])
+def test_a_duration_that_no_timer_counts_is_told_the_bounds(text: str) -> None:
+    """It is a duration, however absurd: the form is not what is wrong."""
+    with pytest.raises(ValueError, match="it is not between 1ms and 3650d"):
+        parse_duration(text)
+
+
 def test_a_bare_number_is_told_its_unit() -> None:
     """The commonest mistake is answered with the text to write."""
     with pytest.raises(ValueError, match="write 90s"):

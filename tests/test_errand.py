@@ -12,6 +12,7 @@ from typing import Any
 
 import mounts
 import pytest
+from supervised import LIMIT_S
 
 from resilient.core.checks import CHECKS
 from resilient.core.exit_codes import ExitCode
@@ -199,3 +200,12 @@ def test_many_errands_are_bounded_by_their_own_limits(tmp_path: Path) -> None:
 def test_nothing_to_measure_is_told_at_once() -> None:
     """An empty checkup ends."""
     assert measure({}, ENVIRON) == {}
+
+
+def test_a_quick_probe_loads_little() -> None:
+    """Several run before the first worker of each start: settings alone would double the time of each."""
+    program = (
+        "import sys, resilient.preflight.probes; print({'resilient.settings', 'torch', 'fsspec'} & set(sys.modules))"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=LIMIT_S, check=True)
+    assert ended.stdout == "set()\n"

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from supervised import LIMIT_S
 
 import resilient
 from resilient.core import wire
@@ -32,7 +33,7 @@ def run(body: str, folder: Path, *, supervised: bool = True) -> tuple[subprocess
     script.write_text(PREAMBLE.format(**paths, supervised=supervised) + body)
     command = [sys.executable, str(script)]
     environ = {**os.environ, "PYTHONPATH": str(Path(resilient.__file__).parents[1])}
-    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False), path
+    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=LIMIT_S, check=False), path
 
 
 def record(body: str, folder: Path) -> ErrorRecord:
@@ -214,3 +215,23 @@ def test_an_exception_that_our_hook_has_seen_is_recorded_once(tmp_path: Path) ->
     (tmp_path / "error.json").unlink()
     run("pass", tmp_path)
     assert list(tmp_path.glob("error*")) == []
+
+
+def test_a_loaders_worker_that_dies_meanwhile_does_not_take_the_last_words(tmp_path: Path) -> None:
+    """torch's handler of SIGCHLD raises wherever the main thread is: here while the step is asked for."""
+    body = """
+import signal
+from torch.utils.data import DataLoader
+
+def step():
+    os.kill(victim, signal.SIGKILL)
+    os.waitid(os.P_PID, victim, os.WEXITED | os.WNOWAIT)
+    return 41
+
+words.step = step
+iterator = iter(DataLoader(range(8), num_workers=1))
+victim = iterator._workers[0].pid
+raise ValueError("what it was about")
+"""
+    found = record(body, tmp_path)
+    assert (found.type, found.message, found.step) == ("ValueError", "what it was about", 41)

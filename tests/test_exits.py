@@ -97,7 +97,11 @@ def after():
     assert folder.run("--checkpoints", folder.checkpoints, "--no-python", "no-such-program").code == 194
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGKILL, signal.SIGSEGV]
+    + [pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGABRT, signal.SIGBUS)],
+)
 def test_a_single_crash_is_survived(folder: Folder, number: signal.Signals) -> None:
     """Once is no pattern: restarted in place, exit 0."""
     ended = folder.run(folder.script(HEAD + f"if once('crashed'):\n    os.kill(os.getpid(), {int(number)})"))
@@ -221,7 +225,9 @@ def test_time_without_progress_ends_it(folder: Folder) -> None:
 # Devices.
 
 
-@pytest.mark.parametrize("line", [NVRM_FELL_OFF, NVRM_ECC, NVRM_NVLINK, NCCL_ECC])
+@pytest.mark.parametrize(
+    "line", [NVRM_FELL_OFF, NCCL_ECC, *(pytest.param(line, marks=pytest.mark.slow) for line in (NVRM_ECC, NVRM_NVLINK))]
+)
 def test_a_device_verdict_moves_the_pod(folder: Folder, line: str) -> None:
     """What the driver and NCCL say on stderr outranks the exception, inside Kubernetes and outside."""
     ended = folder.run(folder.script(f"import sys\nsys.stderr.write({line!r} + chr(10))\nraise RuntimeError('step')"))
@@ -232,7 +238,7 @@ def test_a_device_verdict_moves_the_pod(folder: Folder, line: str) -> None:
 def test_a_device_error_that_torch_raises_moves_the_pod(folder: Folder) -> None:
     """The type that torch itself raises for the CUDA runtime's errors."""
     raising = 'raise torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered")'
-    ended = folder.run(folder.script("import torch\n" + raising))
+    ended = folder.run(folder.script("import light_torch, torch\n" + raising))
     assert (ended.code, ended.attempts) == (194, 1), ended.stderr
 
 
@@ -258,9 +264,12 @@ def test_a_command_that_cannot_be_run(folder: Folder) -> None:
 
 
 def test_a_script_that_is_not_there(folder: Folder) -> None:
-    """Python itself says so, with 2: no rule may take this for a crash that another node cures."""
+    """It is known before anything is started. Of a module Python itself says so: no crash that another node cures."""
     ended = folder.run("missing.py")
-    assert ended.code == 115, ended.stderr
+    assert (ended.code, ended.attempts, ended.entries("workers")) == (115, 0, []), ended.stderr
+    assert "why: cannot run 'missing.py': no such file" in ended.stderr
+    ended = folder.run("-m", "missing_module")
+    assert (ended.code, ended.attempts) == (115, 2), ended.stderr
 
 
 # Leaving.

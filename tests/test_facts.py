@@ -21,11 +21,12 @@ DOWNWARD = {
     "RESILIENT_NODE": "node-1.example",
     "RESILIENT_POD": "train-3-abcde",
     "RESILIENT_NAMESPACE": "ml",
+    "RESILIENT_POD_UID": "0f1e2d3c-1111-2222-3333-444455556666",
 }
 
 
 def test_the_downward_api_is_read() -> None:
-    """A manifest's seven variables become seven facts."""
+    """A manifest's eight variables become eight facts."""
     assert read_platform(DOWNWARD) == Platform(
         in_kubernetes=True,
         submission="3f1c1c0e-1111-2222-3333-444455556666",
@@ -35,6 +36,7 @@ def test_the_downward_api_is_read() -> None:
         node="node-1.example",
         pod="train-3-abcde",
         namespace="ml",
+        pod_uid="0f1e2d3c-1111-2222-3333-444455556666",
     )
 
 
@@ -43,8 +45,8 @@ def test_nonsense_is_unknown(value: str) -> None:
     """Names become parts of paths and counts bound budgets: what is not surely one is taken for nothing."""
     others = set(DOWNWARD) - {"RESILIENT_SUBMISSION", "RESILIENT_INDEX"}
     facts = read_platform(dict.fromkeys(others, value))
-    known = (facts.failure_count, facts.ignored_count, facts.node, facts.pod, facts.namespace)
-    assert known == (None,) * 5
+    known = (facts.failure_count, facts.ignored_count, facts.node, facts.pod, facts.namespace, facts.pod_uid)
+    assert known == (None,) * 6
 
 
 @pytest.mark.parametrize("value", ["bad name/1", "../../x", "-1", "x" * 300, "٣", "$(UNDEFINED)", "a\nb", ".", "1.0/"])

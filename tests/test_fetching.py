@@ -115,15 +115,40 @@ def test_what_cannot_be_read_is_said_and_read_again_when_it_is_wanted_again(desk
 
 
 def test_where_memory_is_full_the_disk_is_used(desk: Desk) -> None:
-    """Once; a disk that is full as well is the end of it."""
+    """And memory all the same where the disk is full as well; that is the end of it."""
     desk.want(NEW)
+    careful = desk.asked[0][0].available_bytes
     desk.fail("full")
     assert desk.asked[0][0].slot == SPILL
+    desk.fail("full")
+    again, _ = desk.asked[0]
+    assert again.slot == 1
+    assert careful is not None
+    assert again.available_bytes is not None
+    assert careful < again.available_bytes / 2, "as much again, and more, is left to the training"
     desk.fail("full")
     assert desk.told == [Outcome(slot=None, why="it is full")]
     desk.free = None
     desk.want(NEW)
     assert desk.asked[0][0].slot == SPILL
+
+
+@pytest.mark.parametrize("size", [8, 1 << 60], ids=["little", "more than there is"])
+def test_what_the_training_may_need_more_is_given_back(desk: Desk, size: int) -> None:
+    """Once all have loaded it; what was written over since is a snapshot, and stays."""
+    desk.want(NEW)
+    asked, then = desk.asked.pop(0)
+    extent = Extent(size=size, digest="xxh3_128:" + "0" * 32)
+    records = tuple(replace(record_of(NEW, asked.slot), tensors=extent) for _ in range(RANKS))
+    then(Fetched(id=asked.id, name=asked.name, records=records, seconds=0.1, size_bytes=1))
+    desk.board.publish(0, replace(records[0], step=21))
+    assert desk.fetching.needless() == []
+    desk.board.publish(0, records[0])
+    assert desk.fetching.needless() == ([1] if size > 8 else [])
+    assert (desk.board.record(0, 1) is None) == (size > 8)
+    assert desk.fetching.needless() == []
+    desk.want(NEW)
+    assert bool(desk.asked) == (size > 8), "what is gone is read again"
 
 
 def test_a_saver_that_was_killed_is_followed_by_the_next(desk: Desk) -> None:
@@ -172,7 +197,7 @@ def test_what_others_saved_is_read_whole_and_forgotten_once_all_train(desk: Desk
     assert desk.asked[0][0].slot == WHOLE
     desk.fail("full")
     assert desk.asked[0][0].slot == WHOLE_ON_DISK
-    assert not desk.fetching.forget_whole(), "it is being written"
+    assert not desk.fetching.needless(), "it is being written"
     asked, then = desk.asked.pop()
     contents = Extent(size=8, digest="xxh3_128:" + "0" * 32)
     then(Fetched(id=asked.id, name=asked.name, records=(), seconds=0.1, size_bytes=9, contents=contents))
@@ -180,8 +205,8 @@ def test_what_others_saved_is_read_whole_and_forgotten_once_all_train(desk: Desk
     assert desk.fetching.known([OLD, others]) == [there, OLD]
     desk.want(others)
     assert (desk.told, desk.asked) == ([Outcome(slot=WHOLE_ON_DISK, contents=contents)], [])
-    assert desk.fetching.forget_whole()
-    assert not desk.fetching.forget_whole()
+    assert desk.fetching.needless() == [WHOLE_ON_DISK]
+    assert not desk.fetching.needless()
     assert desk.fetching.known([others]) == [others]
     desk.want(replace(OLD, ranks=RANKS))
     assert desk.asked[0][0].slot == 1, "as many ranks as there are now have each a slot of their own"

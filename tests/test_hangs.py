@@ -63,6 +63,19 @@ def test_a_rank_that_stands_in_a_step_is_a_hang_at_the_floor() -> None:
     assert (found[0], found[1].place, found[1].bound_s) == (60.0, Place.STEP, 60.0)
 
 
+def test_an_alarm_that_nobody_acts_on_comes_again_as_the_silence_doubles() -> None:
+    """Under --observe the group goes on: it is told a few times, not at every look; and at once the next time."""
+    clock, at = Clock(), []
+    clock.look({0: STEP})
+    for number in range(1, int(500 / TICK_S) + 1):
+        if clock.look({0: STEP}) is not None:
+            at.append(number * TICK_S)
+    assert at == [60.0, 120.0, 240.0, 480.0]
+    found = clock.fatal({0: replace(STEP, mark=(2,))}, 100)
+    assert found is not None
+    assert found[0] == 60.0
+
+
 def test_the_one_that_has_been_silent_longest_is_meant() -> None:
     """Its peers came to stand later, because of it."""
     clock = Clock()

@@ -6,6 +6,7 @@ import os
 import signal
 from pathlib import Path
 
+import mounts
 import pytest
 from failing_store import plugin
 from supervised import ROOT, Ended, Folder, Running, training
@@ -33,9 +34,9 @@ def stacks(ended: Ended) -> dict[int, str]:
 
 STANDS = """
 import time
-STEPS = 400
 rank = int(os.environ["RANK"])
 again = (HERE / "hang").exists()
+STEPS = 400 if again else 10**6
 def fault(step):
     if again:
         return
@@ -52,14 +53,24 @@ torch.distributed.init_process_group("gloo")
 def meet():
     torch.distributed.barrier()
 """
+# In state D, as in a read from a dead mount: `posix_spawn` comes back when its child has opened the fifo.
+ASLEEP = """
+def stand_still():
+    os.mkfifo(HERE / "fifo")
+    waiting = [(os.POSIX_SPAWN_OPEN, 0, str(HERE / "fifo"), os.O_RDONLY, 0)]
+    os.posix_spawn("/bin/true", ["true"], {}, file_actions=waiting)
+"""
 WAYS = {
     "sleep": "import time\ndef stand_still():\n    time.sleep(1000)",
     "stopped": "def stand_still():\n    os.kill(os.getpid(), signal.SIGSTOP)",
     "loop": "def stand_still():\n    while True: pass",
+    "asleep": ASLEEP,
 }
 
 
-@pytest.mark.parametrize("how", ["sleep", *(pytest.param(how, marks=pytest.mark.slow) for how in ("stopped", "loop"))])
+@pytest.mark.parametrize(
+    "how", ["sleep", *(pytest.param(how, marks=pytest.mark.slow) for how in ("stopped", "loop", "asleep"))]
+)
 def test_a_rank_that_stops_in_a_step_is_found_and_named(folder: Folder, how: str) -> None:
     """Its peer waits for it in a collective; the group starts again from memory and finishes."""
     script = folder.script(training(PEERS + WAYS[how] + STANDS))
@@ -71,11 +82,39 @@ def test_a_rank_that_stops_in_a_step_is_found_and_named(folder: Folder, how: str
     found = stacks(ended)
     assert set(found) == {0, 1}, "stacks of every rank are in the journal"
     assert "barrier" in found[0]
-    if how != "stopped":
+    if how not in ("stopped", "asleep"):
         assert "in stand_still" in found[1]
     resumed = [entry["step"] for entry in ended.entries("restore")]
     assert resumed[0] == 0
     assert resumed[1] >= 1, "what was done before the hang is not done again"
+
+
+DEAD = """
+import time
+STEPS = 400
+def fault(step):
+    time.sleep(0.1)
+    if told("snapshot"):
+        os.stat(HERE / "dead" / "data")
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_that_cannot_be_killed_leaves_the_node(folder: Folder) -> None:
+    """It waits for a dead mount, SIGKILL or not: none can be started beside it, and what is in memory is saved."""
+    script = folder.script(training(DEAD))
+    flags = (*FLAGS, "--checkpoints", folder.checkpoints)
+    with mounts.dead(folder.path / "dead"), folder.start(*flags, script) as running:
+        code = running.process.wait(300)
+        entries = running.entries()
+    assert code == 194
+    [ended] = [
+        entry["event"] for entry in entries if entry["kind"] == "event" and entry["event"]["type"] == "GroupEnded"
+    ]
+    assert len(ended["held"]) == 1
+    why = [entry["why"] for entry in entries if entry["kind"] == "exit"]
+    assert why == [f"processes {ended['held'][0]} do not end, as the kernel holds them: a mount or a driver is dead"]
+    assert [entry["step"] for entry in entries if entry["kind"] == "checkpoint"] >= [1]
 
 
 def test_a_hang_that_comes_back_ends_the_job_with_its_name(folder: Folder) -> None:
@@ -130,7 +169,7 @@ def fault(step):
         os.close(writer)
 
 def wait():
-    for _ in range(20):
+    for _ in range(200):
         if not frozen and not told("checkpoint"):
             time.sleep(0.05)
 """

@@ -6,17 +6,21 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from driving import ONE, SETTLED, code_of, drive, fail, raised
 
 from resilient.core import events as ev
+from resilient.core.aftermath import CONTAINER_OOM
 from resilient.core.causes import Action, Cause, Confidence, Verdict
-from resilient.core.commands import Announce
+from resilient.core.commands import Announce, StartWorkers
+from resilient.core.devices import DeviceId
 from resilient.core.evidence import Evidence, Past, RankEvidence
 from resilient.core.exit_codes import ExitCode
 from resilient.core.fingerprint import fingerprint
 from resilient.core.history import HISTORY_RULES, Now, on_record, reconsider, remember
 from resilient.core.job import Job, Phase
 from resilient.core.machine import advance
-from resilient.core.policy import Ledger, OnCodeFault, Terms, decide
+from resilient.core.on_code_fault import OnCodeFault
+from resilient.core.policy import Ledger, Terms, decide
 from resilient.core.rules import RULES
 
 UNCLEAR = Verdict(
@@ -37,6 +41,7 @@ def test_the_same_step_on_another_machine_is_the_code() -> None:
     """Fingerprint and step agree, the hardware does not."""
     verdict = reconsider(NOW, [replace(BEFORE, node="node-b")])
     assert (verdict.rule, verdict.cause, verdict.action) == ("same-step-elsewhere", Cause.USER_CODE, Action.STOP)
+    assert verdict.confirmed, "that it came back is what one more restart would show"
     assert verdict.fingerprint == UNCLEAR.fingerprint
     assert UNCLEAR.why in verdict.why
 
@@ -50,10 +55,31 @@ def test_another_step_or_fault_or_no_other_machine_says_nothing(other: dict[str,
     assert reconsider(NOW, [replace(BEFORE, **other)]) == UNCLEAR  # type: ignore[arg-type]  # fields of all types
 
 
-def test_the_same_step_for_the_third_time_is_the_code() -> None:
-    """Even on one machine; twice is not enough."""
+def test_the_same_step_for_the_third_time_asks_another_machine_and_then_it_is_the_code() -> None:
+    """Even on one machine; twice is not enough. What a pod has restarted in place is on record with its exit."""
     assert reconsider(NOW, [BEFORE]) == UNCLEAR
-    assert reconsider(NOW, [BEFORE, BEFORE]).rule == "same-step-every-time"
+    for past in ([BEFORE, BEFORE], [replace(BEFORE, times=2)]):
+        verdict = reconsider(NOW, past)
+        assert (verdict.rule, verdict.cause, verdict.action) == (
+            "same-step-three-times",
+            Cause.AMBIGUOUS,
+            Action.RESCHEDULE,
+        )
+        assert not verdict.device_grade, "no machine is kept off for that"
+    verdict = reconsider(NOW, [BEFORE, replace(BEFORE, times=2)])
+    assert (verdict.rule, verdict.cause, verdict.confirmed) == ("same-step-every-time", Cause.USER_CODE, True)
+
+
+def test_a_sigkill_after_a_container_that_ran_out_of_memory_is_probably_the_same() -> None:
+    """It is restarted as before, but said; no other fault is changed by it, and nothing else changes a SIGKILL."""
+    killed = replace(NOW, verdict=replace(UNCLEAR, rule="sigkill", fingerprint="sigkill"))
+    lost = Past(fingerprint=CONTAINER_OOM, node="node-b")
+    verdict = reconsider(killed, [lost])
+    assert (verdict.rule, verdict.cause) == ("out-of-memory-before", Cause.OUT_OF_MEMORY_HOST)
+    assert verdict.action is Action.RESTART_IN_PLACE
+    assert reconsider(NOW, [lost]) == UNCLEAR
+    same = Past(fingerprint="sigkill", step=900, node="node-b")
+    assert reconsider(killed, [same, same, same]) == killed.verdict
 
 
 def test_twice_before_the_first_step_is_the_set_up() -> None:
@@ -98,6 +124,19 @@ def test_one_device_at_ever_other_steps_is_the_device() -> None:
 def test_less_than_that_does_not_condemn_a_device(now: Now, past: list[Past]) -> None:
     """A healthy node must not be given up for chance."""
     assert not reconsider(now, past).device_grade
+
+
+def test_a_device_is_known_by_its_uuid_wherever_its_rank_is() -> None:
+    """Another one in its place is another device; where one of the two is unknown its rank and machine count."""
+    now = replace(NOW, verdict=replace(UNCLEAR, device=DeviceId(uuid="GPU-1", bus="0000:05:00.0")))
+    assert remember(now.verdict, node="node-b", reached=900).device == "GPU-1"
+    assert remember(UNCLEAR, node="node-b", reached=900).device is None
+    assert reconsider(now, faults(100, 500, device="GPU-1", rank=4)).device_grade
+    assert not reconsider(now, faults(100, 500, device="GPU-2")).device_grade
+    assert not reconsider(now, [*faults(100, device="GPU-1"), *faults(500, device="GPU-2")]).device_grade
+    assert reconsider(now, [*faults(100, device="GPU-1", rank=4), *faults(500)]).device_grade
+    assert reconsider(NOW, faults(100, 500, device="GPU-1")).device_grade
+    assert not reconsider(NOW, faults(100, 500, device="GPU-1", rank=4)).device_grade
 
 
 @pytest.mark.parametrize("rule", ["sigkill", "sigkill-while-loading", "sigterm", "not-started"])
@@ -159,3 +198,22 @@ def test_the_user_says_what_a_fault_of_the_code_does(told: OnCodeFault, ledger: 
     terms = Terms(on_code_fault=told)
     assert decide(CODE, ledger, terms, 0.0).code == code
     assert decide(replace(CODE, ruled=True), ledger, terms, 0.0).code == ExitCode.CODE_FAULT
+
+
+def test_a_code_fault_at_another_step_is_not_confirmed() -> None:
+    """The same exception at another step climbs the ladder as an ambiguous fault: the one restart is spent."""
+    faults = (*fail(raised("TypeError", step=2)), ev.DeadlinePassed(), *fail(raised("TypeError", step=1)), *SETTLED)
+    for in_kubernetes, code in ((False, ExitCode.BUDGET_SPENT), (True, ExitCode.RESTART)):
+        start = replace(ONE, terms=Terms(in_kubernetes=in_kubernetes))
+        _, told = drive(start, ev.HeartbeatOpened(), ev.Advanced(step=1), *faults)
+        assert code_of(told) == code
+        assert sum(isinstance(command, StartWorkers) for command in told) == 2
+
+
+def test_a_code_fault_after_progress_is_confirmed_anew() -> None:
+    """What trained on in between had its cause cured, or was chance: each such fault gets its own one restart."""
+    events: list[ev.Event] = [ev.HeartbeatOpened(), ev.Advanced(step=1)]
+    for step in range(2, 7):
+        events += [*fail(raised("TypeError", step=step)), ev.DeadlinePassed(), ev.Advanced(step=step)]
+    job, told = drive(ONE, *events)
+    assert (job.phase, code_of(told)) == (Phase.RUNNING, None)

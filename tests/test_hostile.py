@@ -12,6 +12,9 @@ import pytest
 from failing_store import plugin
 from supervised import LIMIT_S, ROOT, Folder, training
 
+from resilient.core.redact import Redactor
+from resilient.supervisor.collect import read_error
+
 NASTY = "<script>alert(1)</script> [/x] [rank0] [bold] \x1b]0;owned\x07\x1b[2J\x00 \u202e evil"
 LONGEST_MESSAGE = 1024
 
@@ -105,28 +108,31 @@ def test_the_last_lines_say_all_that_a_person_needs(folder: Folder) -> None:
     assert words in last[-1]
 
 
-@pytest.mark.parametrize(
-    "bytes_", [b"\xff\xfe garbage\n", b"{}\n" * 1000, b"[" * 100_000 + b"\n", b"x" * 5_000_000, b'{"kind":"Hello"}\n']
-)
-def test_garbage_on_the_link_is_no_word_of_a_worker(folder: Folder, bytes_: bytes) -> None:
-    """A script that writes into the supervisor's socket loses its link, and nothing else."""
+GARBAGE = (b"\xff\xfe garbage\n", b"{}\n" * 1000, b"[" * 100_000 + b"\n", b"x" * 5_000_000, b'{"kind":"Hello"}\n')
+
+
+def test_garbage_on_the_link_is_no_word_of_a_worker(folder: Folder) -> None:
+    """Ranks that write into the supervisor's socket, each something else, lose their link, and nothing else."""
     text = (
-        "import os\nfd = int(os.environ['RESILIENT_INTERNAL_LINK'])\n"
-        f"data = {bytes_[:64]!r} * {max(1, len(bytes_) // 64)}\n"
+        f"import os\nfd = int(os.environ['RESILIENT_INTERNAL_LINK'])\n"
+        f"part, times = {[(data[:64], max(1, len(data) // 64)) for data in GARBAGE]!r}[int(os.environ['RANK'])]\n"
+        "data = part * times\n"
         "try:\n    while data:\n        data = data[os.write(fd, data):]\nexcept OSError:\n    pass\nprint('done')"
     )
-    ended = folder.run(folder.script(text))
-    assert (ended.code, "done" in ended.stdout) == (0, True), ended.stderr
+    ended = folder.run("--nproc-per-node", str(len(GARBAGE)), folder.script(text))
+    assert (ended.code, ended.stdout.count("done")) == (0, len(GARBAGE)), ended.stderr
 
 
-DAMAGED = ["", "[" * 100_000, '{"chain": []}', "x" * 2_000_000]
+@pytest.mark.parametrize("record", ["", "[" * 100_000, '{"chain": []}', "x" * 2_000_000])
+def test_a_damaged_error_record_is_none(tmp_path: Path, record: str) -> None:
+    """Whatever is wrong with it."""
+    (tmp_path / "error.json").write_text(record)
+    assert read_error(tmp_path / "error.json", tmp_path / "torchelastic.json", Redactor()) is None
 
 
-@pytest.mark.parametrize("record", DAMAGED)
-def test_a_damaged_error_record_hides_nothing(folder: Folder, record: str) -> None:
+def test_a_damaged_error_record_hides_nothing(folder: Folder) -> None:
     """The traceback on stderr is read instead."""
-    damaged = f"{record[:64]!r} * {len(record) // 64 + 1}"
-    text = f"import os\nopen(os.environ['RESILIENT_INTERNAL_ERROR_FILE'], 'w').write({damaged})\n"
+    text = "import os\nopen(os.environ['RESILIENT_INTERNAL_ERROR_FILE'], 'w').write('[' * 100_000)\n"
     ended = folder.run(folder.script(text + "open('/nowhere')"))
     assert (ended.code, set(ended.rules)) == (115, {"missing-file"}), ended.stderr
 

@@ -18,7 +18,7 @@ from trees import DTYPES, raw, same, states
 
 from resilient.checkpoint.digest import digest, matches
 from resilient.checkpoint.image import MAX_HEADER_BYTES, Layout, plan, read, write
-from resilient.checkpoint.tensors import FORMAT_DTYPES, Flat, copied, flatten, unflatten
+from resilient.checkpoint.tensors import FORMAT_DTYPES, Flat, flatten, unflatten
 from resilient.errors import CheckpointError
 from resilient.link.board import PAGE_BYTES
 
@@ -114,14 +114,6 @@ def test_what_is_read_are_views() -> None:
     flat = read(image)
     image[-4:] = bytes.fromhex("0000803f")
     assert flat.tensors["state.w"].tolist() == [0.0, 1.0]
-
-
-def test_a_copy_has_memory_of_its_own() -> None:
-    """What is loaded into an optimizer stays as it is when the memory is used for the next snapshot."""
-    image = image_of(SMALL)
-    flat = copied(read(image))
-    image[:] = bytes(len(image))
-    assert same(unflatten(flat), SMALL)
 
 
 def test_a_private_mapping_of_a_file_can_be_read(tmp_path: Path) -> None:

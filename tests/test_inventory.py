@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 from trees import same
 
 from resilient.checkpoint.tensors import Flat, unflatten
+from resilient.errors import CheckpointError
 from resilient.training.inventory import Inventory
 from resilient.training.state import parts_of
 from resilient.training.witness import witness_of
@@ -219,3 +220,19 @@ def test_a_hook_that_prepares_a_module_is_called_before_each_glance() -> None:
     model.weight = whole
     assert inventory.take(closely=False)[0] is first
     assert model.weight is shard
+
+
+def test_what_begins_to_overlap_is_refused_as_long_as_it_does() -> None:
+    """Moments that an optimizer makes as views of one buffer, which it keeps as well, would come back apart."""
+    training = Training()
+    inventory = training.inventory()
+    inventory.take(closely=False)
+    state = training.optimizer.state[training.outer.weight]
+    state["all"] = torch.zeros(24)
+    kept = state["exp_avg"]
+    state["exp_avg"] = state["all"][:12].view_as(training.outer.weight)
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=r"'all'\].* shares a part of its memory with .*'exp_avg'\]"):
+            inventory.take(closely=False)
+    state["exp_avg"] = kept
+    inventory.take(closely=False)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from supervised import LIMIT_S
 
 from resilient.core.cadence import Every
 from resilient.errors import SettingsError
@@ -89,6 +90,8 @@ def test_our_flags_and_torchruns_mix() -> None:
         ("--node-rank 1 a.py", "--node-rank 1"),
         ("--nproc-per-node 0 a.py", "not a number of workers"),
         ("--nproc-per-node xpu a.py", "not a number of workers"),
+        ("--nproc-per-node -1 a.py", "--nproc-per-node -1: it is not a number of workers"),
+        ("--nproc-per-node 99999999 a.py", "no node runs more than 4096 workers; give fewer"),
         ("--master-port 99999 a.py", "not a port"),
         ("-m --no-python a", "leave one out"),
         ("torchrun", "no script follows"),
@@ -242,7 +245,7 @@ def test_workers_get_the_environment_that_torchrun_gives(tmp_path: Path) -> None
                  "--rdzv-endpoint", "localhost:0", "--max-restarts", "3", str(script)]  # fmt: skip
     base = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONUNBUFFERED": "1"}
     command = [PYTHON, "-m", "torch.distributed.run", *arguments]
-    subprocess.run(command, env=base, check=True, timeout=100, capture_output=True)
+    subprocess.run(command, env=base, check=True, timeout=LIMIT_S, capture_output=True)
     made_up = {"MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_ERROR_FILE", "TORCHELASTIC_USE_AGENT_STORE"}
     # What torchrun tells itself, and what Python adds to any process.
     its_own = {"TORCHELASTIC_SIGNALS_TO_HANDLE", "LC_CTYPE"}

@@ -101,7 +101,7 @@ def test_a_nested_torchrun_is_unwrapped(folder: Folder) -> None:
     assert len(shown(folder)) == 3
 
 
-@pytest.mark.parametrize("launcher", ["accelerate", "deepspeed"])
+@pytest.mark.parametrize("launcher", ["accelerate", pytest.param("deepspeed", marks=pytest.mark.slow)])
 def test_another_launcher_is_supervised_as_one_process(folder: Folder, launcher: str) -> None:
     """It gets no ranks, one line says what is lost, and its workers die with it."""
     folder.program(
@@ -178,22 +178,28 @@ def read_until(fd: int, words: bytes) -> bytes:
     return data
 
 
+REFUSED: list[tuple[list[str], dict[str, str], str]] = [
+    (["--keep", "0"], {}, "keep"),
+    (["--checkpoints", "no-such-scheme://bucket/run"], {}, "no-such-scheme"),
+    ([], {"RESILIENT_KEPE": "3"}, "RESILIENT_KEEP"),
+]
+"""By the flags, by the store and by the environment; what each of them refuses has pure tests of its own."""
+ALSO_REFUSED: list[tuple[list[str], dict[str, str], str]] = [
+    (["--every", "soon"], {}, "every"),
+    (["--checkpoints", "memory://run"], {}, "memory"),
+    (["--nnodes", "2"], {}, "nnodes"),
+    (["--kepe", "3"], {}, "--keep"),
+    (["--nproc-per-node", "many"], {}, "nproc"),
+    (["--hang-floor", "2h"], {}, "idle_timeout"),
+    (["-m", "--no-python"], {}, "--no-python"),
+    ([], {"RESILIENT_GRACE_S": "soon"}, "RESILIENT_GRACE_S"),
+    ([], {"PET_NNODES": "2:4"}, "nnodes"),
+]
+
+
 @pytest.mark.parametrize(
     ("arguments", "environ", "words"),
-    [
-        (["--keep", "0"], {}, "keep"),
-        (["--every", "soon"], {}, "every"),
-        (["--checkpoints", "no-such-scheme://bucket/run"], {}, "no-such-scheme"),
-        (["--checkpoints", "memory://run"], {}, "memory"),
-        (["--nnodes", "2"], {}, "nnodes"),
-        (["--kepe", "3"], {}, "--keep"),
-        (["--nproc-per-node", "many"], {}, "nproc"),
-        (["--hang-floor", "2h"], {}, "idle_timeout"),
-        (["-m", "--no-python"], {}, "--no-python"),
-        ([], {"RESILIENT_KEPE": "3"}, "RESILIENT_KEEP"),
-        ([], {"RESILIENT_GRACE_S": "soon"}, "RESILIENT_GRACE_S"),
-        ([], {"PET_NNODES": "2:4"}, "nnodes"),
-    ],
+    [*REFUSED, *(pytest.param(*refused, marks=pytest.mark.slow) for refused in ALSO_REFUSED)],
 )
 def test_a_wrong_setting_is_refused_before_anything_starts(
     folder: Folder, arguments: list[str], environ: dict[str, str], words: str

@@ -2,6 +2,7 @@
 """Names and records of a run's directory, written by us or by somebody hostile."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,6 +20,9 @@ from resilient.checkpoint.layout import (
     RankFiles,
     RunRecord,
 )
+from resilient.checkpoint.seal import sealed
+from resilient.core import wire
+from resilient.core.batch import Batch
 from resilient.errors import CheckpointError
 
 DIGEST = "xxh3_128:" + "0" * 32
@@ -37,13 +41,38 @@ MANIFEST = Manifest(
     versions={"torch": "2.13"},
     determinism={},
 )
+BAD = Batch(epoch=2, first=17, sample=560, samples=(544, 560), of=1000)
 RECORDS: list[Any] = [
     RunRecord(id="a", created_s=1.0),
     AttemptRecord(
         attempt=1, submission="s", index=0, pod="p", host="h", claimed_s=1.0, token="t", began_from=None, held_s=0.0
     ),
+    AttemptRecord(
+        attempt=1,
+        submission="s",
+        index=0,
+        pod="p",
+        host="h",
+        claimed_s=1.0,
+        token="t",
+        began_from=None,
+        held_s=0.0,
+        skipped=(BAD, replace(BAD, sample=None)),
+    ),
     MANIFEST,
     Debit(submission="s", index=0, attempt=1, code=194, step=3, fingerprint="f", held_s=1.0, wall_s=2.0, why="ecc"),
+    Debit(
+        submission="s",
+        index=0,
+        attempt=1,
+        code=194,
+        step=3,
+        fingerprint="f",
+        held_s=1.0,
+        wall_s=2.0,
+        why="x",
+        batch=BAD,
+    ),
     FinishedMark(steps=None, reached=3, how="break", submission="s", attempt=1),
 ]
 
@@ -63,11 +92,47 @@ def test_every_truncation_is_refused(record: Any) -> None:
             layout.decode(data[:end], type(record), "here")
 
 
+@pytest.mark.parametrize("wrong", [{"first": -1}, {"samples": [-3]}, {"count": 0}, {"epoch": 1 << 60}, {"more": "x"}])
+def test_a_batch_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
+    """Wherever one stands in a record."""
+    for record in (each for each in RECORDS if getattr(each, "skipped", ()) or getattr(each, "batch", None)):
+        data = json.loads(layout.encode(record))
+        batch = {**wire.to_data(BAD), **wrong}
+        data |= {"skipped": [batch]} if "skipped" in data else {"batch": batch}
+        with pytest.raises(CheckpointError, match=r"fits none of|out of range|where int belongs"):
+            layout.decode(resealed(data), type(record), "here")
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda r: type(r).__name__)
+def test_every_flipped_bit_is_refused(record: Any) -> None:
+    """Also where another number, name or sentence comes of it."""
+    data = layout.encode(record)
+    for bit in range(len(data) * 8):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(CheckpointError, match="cannot read here"):
+            layout.decode(bytes(flipped), type(record), "here")
+
+
+def test_a_record_of_the_first_format_has_no_digest() -> None:
+    """Those that are there can be read; later ones need theirs."""
+    old = wire.encode(replace(MANIFEST, version=1))
+    assert layout.decode(old, Manifest, "here").files == MANIFEST.files
+    with pytest.raises(CheckpointError, match="its digest is missing"):
+        layout.decode(wire.encode(MANIFEST), Manifest, "here")
+
+
 DATA = json.loads(layout.encode(MANIFEST))
 
 
+def resealed(data: dict[str, Any]) -> bytes:
+    """As somebody would write it who means it."""
+    rest = {name: value for name, value in data.items() if name != "digest"}
+    return sealed(json.dumps(rest).encode())
+
+
 def changed(**fields: Any) -> bytes:
-    return json.dumps({**DATA, **fields}).encode()
+    return resealed({**DATA, **fields})
 
 
 def ranks(*pairs: tuple[str, str]) -> list[dict[str, str]]:
@@ -137,7 +202,7 @@ def test_every_rank_may_have_tensors_of_its_own() -> None:
 def test_a_newer_format_is_named_as_such() -> None:
     """Somebody with an old release learns that a newer one is needed."""
     with pytest.raises(CheckpointError, match="newer resilient"):
-        layout.decode(changed(version=2, new_field=1), Manifest, "here")
+        layout.decode(changed(version=3, new_field=1), Manifest, "here")
 
 
 @given(

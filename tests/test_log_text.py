@@ -15,6 +15,7 @@ from resilient.core.evidence import UNNAMED
 from resilient.core.lanes import Lane
 from resilient.core.log_lines import plain_lines
 from resilient.core.log_text import Ending, read_log
+from resilient.core.rule import left_behind
 from resilient.core.rules import RULES
 from resilient.core.symptoms import observe
 from resilient.report.verdicts import judge_record, judge_text
@@ -39,6 +40,8 @@ ORDINARY = "".join(f"step {step} loss {3 / (step + 1):.4f}\n" for step in range(
         ("[pod/train-0-x2x/main] 2024-05-01T10:00:00Z [rank2]: hello", 2),
         ("(RayTrainWorker pid=4242, ip=10.0.0.1) hello", None),
         ("worker-0  | hello", None),
+        ("15: [rank15]: hello", 15),
+        ("ERROR 01-02 10:11:12 [engine.py:160] hello", None),
         ("hello", None),
     ],
 )
@@ -62,7 +65,7 @@ def test_a_traceback_inside_of_json_is_read() -> None:
     assert classify(read_log(json.dumps({"level": "error", "message": BUG}))).rule == "user-type-error"
 
 
-@pytest.mark.parametrize("prefix", ["[rank1]: ", "[default1]:", "[1,1]<stderr>:"])
+@pytest.mark.parametrize("prefix", ["[rank1]: ", "[rank1] ", "[rank1] [rank1]: ", "[default1]:", "[1,1]<stderr>:"])
 def test_the_rank_that_printed_the_bug_is_named(prefix: str) -> None:
     """Its peers are told of as its victims."""
     lines = [f"[rank0]: {line}" for line in CLOSED.splitlines()] + [prefix + line for line in BUG.splitlines()]
@@ -99,6 +102,53 @@ def test_torchruns_summary_says_how_ranks_ended() -> None:
     )
     verdict = classify(read_log(summary))
     assert (verdict.rule, verdict.culprit) == ("sigsegv", 0)
+
+
+def test_what_torchruns_summary_quotes_is_read() -> None:
+    """It is indented, and the workers' own output may be elsewhere."""
+    quoted = "".join(f"  {line}\n" for line in BUG.splitlines()[1:])
+    verdict = classify(read_log(f"Failures:\n  traceback : Traceback (most recent call last):\n{quoted}====\n"))
+    assert (verdict.rule, verdict.action) == ("user-type-error", Action.STOP)
+
+
+@pytest.mark.parametrize("code", [2, -7])
+def test_the_report_of_a_launcher_hides_no_ending(code: int) -> None:
+    """The exception is torchrun's; how the worker ended says more."""
+    log = (
+        f"api:failed (exitcode: {code}) local_rank: 0 (pid: 9) of binary: /usr/bin/python3\n"
+        "torch.distributed.elastic.multiprocessing.errors.ChildFailedError:\n"
+    )
+    assert classify(read_log(log)).action is Action.STOP
+
+
+def test_mpirun_says_by_which_signal_a_process_ended() -> None:
+    """It gives a number, and no exit code."""
+    log = "mpirun noticed that process rank 1 with PID 9 on node n1 exited on signal 8 (Floating point exception).\n"
+    assert classify(read_log(log)).rule == "sigfpe"
+
+
+def test_a_logged_error_counts_where_nothing_else_is_said() -> None:
+    """A logger's line may tell of what was survived."""
+    line = "10:11:12 [ERROR] train: KeyError: 'labels'\n"
+    assert classify(read_log(line)).rule == "user-key-error"
+    assert classify(read_log(line + BUG)).rule == "user-type-error"
+
+
+def test_an_exception_in_native_code_is_read_of_a_process_that_aborted() -> None:
+    """Without the signal the same words are free text to the supervisor."""
+    text = "terminate called after throwing an instance of 'std::bad_alloc'\n  what():  std::bad_alloc\n"
+    assert classify(left_behind(*text.splitlines(), signal=6)).rule == "host-memory-error"
+    assert classify(left_behind(*text.splitlines(), code=1)).rule == "exit-code"
+    assert classify(read_log(text)).action is Action.STOP
+
+
+def test_no_room_for_a_semaphore_is_no_full_disk() -> None:
+    """What multiprocessing makes lies in shared memory."""
+    error = "OSError: [Errno 28] No space left on device"
+    frame = '  File "/usr/lib/python3.12/multiprocessing/synchronize.py", line 57, in __init__'
+    lines = ("Traceback (most recent call last):", frame, error)
+    assert classify(left_behind(*lines, code=1)).rule == "shared-memory"
+    assert classify(left_behind(lines[0], '  File "/app/train.py", line 3, in f', error, code=1)).rule == "storage-full"
 
 
 def test_an_ending_that_is_known_is_used() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from supervised import HEAD, Folder
+from supervised import HEAD, LIMIT_S, Folder
 
 from resilient.link.board import OUTSIDE, STEP, Board, Pulse
 from resilient.training.progress import Progress
@@ -17,6 +17,7 @@ _SCRIPT = (
     HEAD
     + """
 import resource, time
+import light_torch
 import torch
 import resilient
 
@@ -35,17 +36,22 @@ loader = [torch.ones(1)] * 4
 for steps in (2, 4, 6):
     for batch in run.batches(loader, steps=steps):
         train_step(batch)
-    time.sleep(0.3)
+    AFTER
 """
 )
+SAVED = "while steps not in [entry['step'] for entry in told('checkpoint')]: time.sleep(0.01)"
 FULL = "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))"
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+def script_of(*, limit: str = "", after: str = "time.sleep(0.3)") -> str:
+    return _SCRIPT.replace("LIMIT", limit).replace("AFTER", after)
+
+
+@pytest.mark.parametrize("ranks", [2, pytest.param(1, marks=pytest.mark.slow)])
 def test_each_loop_hands_over_its_last_state(tmp_path: Path, ranks: int) -> None:
     """Of all ranks, whichever comes to its end first."""
     folder = Folder(tmp_path)
-    script = folder.script(_SCRIPT.replace("LIMIT", ""))
+    script = folder.script(script_of(after=SAVED))
     ended = folder.run("--checkpoints", folder.checkpoints, "--nproc-per-node", str(ranks), script)
     assert (ended.code, ended.attempts) == (0, 1), ended.stderr
     assert sorted(folder.notes) == [f"{rank}:{step}" for rank in range(ranks) for step in range(1, 7)]
@@ -55,7 +61,7 @@ def test_each_loop_hands_over_its_last_state(tmp_path: Path, ranks: int) -> None
 def test_a_last_state_without_room_does_not_end_the_training(tmp_path: Path) -> None:
     """Whatever it is offered then, the next loop goes on."""
     folder = Folder(tmp_path)
-    script = folder.script(_SCRIPT.replace("LIMIT", FULL))
+    script = folder.script(script_of(limit=FULL))
     ended = folder.run("--checkpoints", folder.checkpoints, script)
     assert (ended.code, ended.attempts) == (0, 1), ended.stderr
     assert folder.notes == [f"0:{step}" for step in range(1, 7)]
@@ -64,9 +70,11 @@ def test_a_last_state_without_room_does_not_end_the_training(tmp_path: Path) -> 
 def test_a_script_of_its_own_ends_although_its_last_state_has_no_room(tmp_path: Path) -> None:
     """It is told that the state is not saved, and waits no longer."""
     folder = Folder(tmp_path)
-    script = folder.script(_SCRIPT.replace("LIMIT", FULL).replace("Run(", "Run(checkpoints=HERE / 'saved', "))
+    script = folder.script(script_of(limit=FULL).replace("Run(", "Run(checkpoints=HERE / 'saved', "))
     environ = folder.environment(tmp_path / "no-journal", {"RANK": "0", "WORLD_SIZE": "1"})
-    done = subprocess.run([sys.executable, str(script)], env=environ, stderr=subprocess.PIPE, timeout=40, check=False)
+    done = subprocess.run(
+        [sys.executable, str(script)], env=environ, stderr=subprocess.PIPE, timeout=LIMIT_S, check=False
+    )
     assert (done.returncode, b"could not be saved" in done.stderr) == (0, True), done.stderr
 
 

@@ -4,9 +4,10 @@
 from types import SimpleNamespace
 from typing import Any
 
-from resilient.link.board import Board
+from resilient.checkpoint.requests import Saved
+from resilient.link.board import Board, Extent, SlotRecord
 from resilient.link.messages import NotTaken
-from resilient.supervisor.host import Host
+from resilient.supervisor.host import SAY_AGAIN_S, Host
 
 
 def test_a_missed_snapshot_is_noted_once_for_each_reason() -> None:
@@ -15,7 +16,7 @@ def test_a_missed_snapshot_is_noted_once_for_each_reason() -> None:
     ports: Any = SimpleNamespace(
         journal=lambda kind, fields: told.append(fields["text"]),
         now=lambda: 0.0,
-        held_s=lambda: 0.0,
+        usage=None,
         emit=None,
         send=None,
         submit=None,
@@ -29,4 +30,38 @@ def test_a_missed_snapshot_is_noted_once_for_each_reason() -> None:
     host.launched(2, numbered=True)
     host.message(0, NotTaken(step=5, slot=0, why="b"), 0.0)
     assert told[3:] == ["no snapshot of step 5: b"]
+    board.close()
+
+
+def test_old_checkpoints_that_stay_are_complained_of_now_and_then() -> None:
+    """A store that saves but does not delete fills up; each checkpoint's entry says so, and people are told."""
+    said: list[str] = []
+    entries: list[Any] = []
+    asked: list[Any] = []
+    clock = [0.0]
+    ports: Any = SimpleNamespace(
+        journal=lambda kind, fields: entries.append(fields),
+        say=said.append,
+        now=lambda: clock[0],
+        usage=None,
+        send=None,
+        emit=lambda event: None,
+        submit=lambda make, then: asked.append((make(1), then)),
+        settled=lambda step: None,
+        last_saved=lambda step, saved: None,
+    )
+    board = Board.create(1)
+    host = Host(board, ports)
+    host.tiers.can_save = True
+    image = Extent(size=8, digest=f"xxh3_128:{0:032x}")
+    denied = ("cannot delete 1-0: denied",)
+    for step, at, why in [(1, 0, denied), (2, 1, denied), (3, 2, ()), (4, 3, denied), (5, 4 + SAY_AGAIN_S, denied)]:
+        clock[0] = at
+        board.publish(0, SlotRecord(slot=0, attempt=1, step=step, tensors=image, own=image))
+        host.tiers.settle(at)
+        save, then = asked.pop()
+        saved = Saved(id=1, name=f"1-{step}", attempt=1, step=save.step, size_bytes=16, seconds=0.0, not_pruned=why)
+        then(saved)
+        assert entries[-1]["not_pruned"] == list(why)
+    assert said == ["old checkpoints go on taking up space: cannot delete 1-0: denied"] * 3
     board.close()

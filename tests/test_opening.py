@@ -10,16 +10,17 @@ from pathlib import Path
 import pytest
 from driving import KILLED, ONE, SETTLED, code_of, drive, fail
 from saved_run import SavedRun
-from supervised import Folder
+from supervised import Ended, Folder, training
 
 from resilient.checkpoint.holding import held
 from resilient.checkpoint.requests import Claim, Done, Opened, Reply
 from resilient.checkpoint.store import open_store
 from resilient.core import events as ev
-from resilient.core.commands import ClearDeadline, NumberAttempt, RecordDebit, SetDeadline, StartWorkers
+from resilient.core.commands import ClearDeadline, Exit, NumberAttempt, RecordDebit, SetDeadline, StartWorkers
 from resilient.core.exit_codes import ExitCode
 from resilient.core.job import Job, Phase
 from resilient.core.policy import Terms
+from resilient.core.usage import NOTHING_USED
 from resilient.settings import Settings
 from resilient.supervisor.store_link import Identity, StoreLink
 
@@ -117,7 +118,7 @@ def test_who_asks_while_it_is_opened_gets_the_one_answer(tmp_path: Path) -> None
     timers["slow"]()
     assert said == ["the checkpoint store has not been opened for 30 s; it is still waited for"]
     link.submit(
-        lambda number: Claim(id=number, attempt=1, began_from=None, held_s=0.0, claimed_s=1.0, token="t"),
+        lambda number: Claim(id=number, attempt=1, began_from=None, usage=NOTHING_USED, claimed_s=1.0, token="t"),
         replies.append,
     )
     while not replies:
@@ -140,3 +141,36 @@ def test_a_run_that_somebody_holds_is_theirs_to_end(tmp_path: Path) -> None:
     assert ended.termination["do"] == "stop that one first, or give another directory"
     assert "resilient: next: stop that one first, or give another directory\n" in ended.stderr
     assert "resilient: so far: nothing was started\n" in ended.stderr
+
+
+def test_what_cannot_be_used_is_named_and_not_called_missing() -> None:
+    """Nobody looks for a wrong mount where a newer release has saved, or a file is damaged."""
+    damaged = replace(
+        LOST, set_aside=("cannot use checkpoint 5-9: tensors-0.safetensors is missing", "another", "third")
+    )
+    for event, why, do in (
+        (LOST, "lists none", "its mount"),
+        (damaged, "tensors-0.safetensors is missing; another", "--fresh"),
+    ):
+        _, told = drive(NAMED, event, *SETTLED)
+        (left,) = [command for command in told if isinstance(command, Exit)]
+        assert (left.code, why in left.why, do in left.do, "third" in left.why) == (115, True, True, False)
+
+
+def test_a_checkpoint_that_has_lost_a_file_is_named_and_the_one_before_is_used(tmp_path: Path) -> None:
+    """Its size tells at the opening already, before anything of it is read."""
+    folder = Folder(tmp_path)
+    slowly = "__import__('time').sleep(0.05)"
+
+    def train(steps: int) -> Ended:
+        script = folder.script(training(f"STEPS = {steps}", "every=1, snapshot_every=1, keep=99", slowly))
+        return folder.run("--checkpoints", folder.checkpoints, script)
+
+    before, newest = [str(entry["name"]) for entry in train(20).entries("checkpoint")][-2:]
+    (folder.checkpoints / "checkpoints" / newest / "rank-0.safetensors").unlink()
+    ended = train(30)
+    assert ended.code == 0
+    why = f"cannot use checkpoint {newest}: rank-0.safetensors is missing"
+    assert why in ended.stderr
+    assert ended.entries("opened")[0]["set_aside"] == [why]
+    assert ended.entries("restore")[0]["name"] == before

@@ -32,7 +32,8 @@ def folder(tmp_path: Path) -> Folder:
     return Folder(tmp_path)
 
 
-@pytest.fixture(params=WAYS)
+# Another init of the same kind is one for the slow tests.
+@pytest.fixture(params=[pytest.param(way, marks=[pytest.mark.slow] if way == "dumb-init" else []) for way in WAYS])
 def init(request: pytest.FixtureRequest, installed: Callable[[str], str]) -> tuple[str, ...]:
     """How the supervisor is started."""
     command: tuple[str, ...] = WAYS[request.param]

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of bringing saved blocks back into live DTensors, on a group of one rank; see test_sharded.py for more."""
 
+import errno
+import fcntl
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -82,8 +85,17 @@ def test_a_model_under_fsdp_and_its_optimizer_come_back(slot: Slot, dtype: torch
     assert all(isinstance(state["exp_avg"], DTensor) for state in other.state.values())
 
 
-def test_what_goes_through_a_file_is_the_same(tmp_path: Path) -> None:
-    """Where memory has no room for a snapshot, the same images are written by shard."""
+@pytest.mark.parametrize("refuses", [False, True])
+def test_what_goes_through_a_file_is_the_same(tmp_path: Path, refuses: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where memory has no room for a snapshot, the same images are written by shard, past the page cache or not."""
+    write = os.pwrite
+
+    def write_unless_direct(fd: int, data: memoryview, at: int) -> int:
+        if refuses and fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return write(fd, data, at)
+
+    monkeypatch.setattr(os, "pwrite", write_unless_direct)
     model, optimizer = trained(2)
     parts = parts_of({"model": model, "optimizer": optimizer})
     captured = {name: part.capture() for name, part in parts.items()}

@@ -4,13 +4,12 @@
 import os
 import re
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from failing_store import plugin
-from supervised import HEAD, LIMIT_S, ROOT, Ended, Folder, Running, training
+from supervised import HEAD, LIMIT_S, ROOT, Ended, Folder, descendants, training, until_entry, until_event
 
 SAVED, UNSAVED = 195, 196
 
@@ -18,6 +17,7 @@ EXACT = (
     HEAD
     + """
 import hashlib
+import light_torch
 import torch
 import resilient
 
@@ -77,15 +77,6 @@ def seconds_to_leave(ended: Ended) -> float:
 
 def digests(ended: Ended) -> list[str]:
     return sorted(line.split("digest ")[1] for line in ended.stdout.splitlines() if "digest " in line)
-
-
-def descendants(pid: int) -> list[int]:
-    """Of the supervisor, itself last: everything in its container."""
-    found = []
-    for listing in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in listing.read_text().split():
-            found += descendants(int(child))
-    return [*found, pid]
 
 
 def test_all_ranks_leave_at_one_step_although_everything_is_signalled(folder: Folder) -> None:
@@ -206,9 +197,10 @@ if not once("first"):
     print("second", flush=True)
     signal.pause()
 def fault(step):
-    time.sleep(0.1)
-    if any(entry["step"] == step - 1 for entry in told("snapshot")):
-        os.kill(os.getpid(), signal.SIGKILL)
+    for _ in range(step):  # each waits longer: on a busy machine it takes a while until the last one is told
+        time.sleep(0.1)
+        if any(entry["step"] == step - 1 for entry in told("snapshot")):
+            os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
@@ -288,22 +280,3 @@ def test_save_and_stop_from_another_shell(folder: Folder) -> None:
     local, shipped = folder.ask("explain", running.journal), folder.ask("explain", folder.checkpoints)
     assert (local.returncode, shipped.returncode) == (0, 0), local.stderr + shipped.stderr
     assert local.stdout == shipped.stdout, "the segments in the store tell the same story"
-
-
-def until_event(running: Running, name: str) -> None:
-    """Until the state machine has taken an event."""
-    until_entry(running, "event", name)
-
-
-def until_entry(running: Running, kind: str, event: str | None = None) -> None:
-    """Until the journal has such an entry; a file has no event to wait for, so it is read again and again."""
-    for _ in range(30_000):
-        found = [entry for entry in running.entries() if entry["kind"] == kind]
-        if any(event is None or entry["event"]["type"] == event for entry in found):
-            return
-        try:
-            running.process.wait(0.01)
-            break
-        except subprocess.TimeoutExpired:
-            continue
-    raise AssertionError(f"there never was {event or kind}: {running.said()}")

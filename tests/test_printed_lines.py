@@ -31,6 +31,10 @@ LEAVE = (
     "WARNING: received preemption notice",
     "The VM was preempted by Compute Engine",
     "Azure Scheduled Event: Preempt VM gpu-3",
+    "=>> PBS: job killed: walltime 3620 exceeded limit 3600",
+    "TERM_RUNLIMIT: job killed after reaching LSF run time limit.",
+    "Warning  Preempted  pod/train-0  Preempted by default/high on node n1",
+    "Job status reason: Host EC2 (instance i-1) terminated.",
 )
 STOP = (
     "slurmstepd: error: Detected 1 oom_kill event in StepId=12.0. Some of the step tasks have been OOM Killed.",
@@ -121,8 +125,39 @@ STOP = (
     "RuntimeError: probability tensor contains either `inf`, `nan` or element < 0",
     "ZeroDivisionError: float division by zero",
     "Killed",
+    "TERM_MEMLIMIT: job killed after reaching LSF memory usage limit.",
+    "RuntimeError: cudaMalloc failed: out of memory",
+    "Could not load library libcudnn_cnn_infer.so.8. Please make sure it is in your library path!",
+    "exec /usr/bin/python3: exec format error",
+    'docker: Error response from daemon: could not select device driver "" with capabilities: [[gpu]].',
+    "Warning  Failed  pod/train-0  Error: ImagePullBackOff",
+    'MountVolume.SetUp failed for volume "data": persistentvolumeclaim "data" not found',
+    "0/4 nodes are available: 4 Insufficient nvidia.com/gpu.",
+    "slurmstepd: error: execve(): train.py: Permission denied",
+    "mpirun was unable to find the specified executable file, and therefore did not launch the job.",
+    "Host key verification failed.",
+    "libgomp: Thread creation failed: Resource temporarily unavailable",
+    "nvcc fatal   : Unsupported gpu architecture 'compute_90'",
+    "train.py: error: argument --lr: invalid float value: 'fast'",
+    "python3: can't open file '/app/trian.py': [Errno 2] No such file or directory",
+    "omegaconf.errors.ConfigAttributeError: Key 'lr' is not in struct",
+    "google.api_core.exceptions.Forbidden: 403 GET https://storage.googleapis.com/b",
+    "azure.core.exceptions.ResourceNotFoundError: The specified blob does not exist.",
+    "OSError: someone/model is not a local folder and is not a valid model identifier listed on the hub",
+    "Exception: Could not find the checkpoint",
+    "cv2.error: OpenCV(4.7.0) error: (-215:Assertion failed) !_src.empty()",
+    "RuntimeError: \n        The set-up of the GPU library failed",
+    "/aten/src/ATen/native/cuda/Loss.cu:97: f: block: [0,0,0], thread: [1,0,0] Assertion `x >= zero` failed, got nan",
+    "algo-1:1:2 [0] init:77 NCCL WARN NET/OFI OFI fi_getinfo() call failed: No data available",
+    "train.sh: line 3: 4242 Bus error               (core dumped) python3 train.py",
+    "The server socket has failed to bind to 0.0.0.0:1234 (errno: 98 - Address already in use).",
 )
 MOVE = (
+    "srun: error: Node failure on n12",
+    "[1.0] mlx5_core 0000:3b:00.0: device's health compromised - reached miss count",
+    "EDAC MC0: 1 UE memory read error on CPU_SrcID#0_MC#0_Chan#1_DIMM#0",
+    "uncorrectable ECC error encountered",
+    "nvidia-smi: Unable to determine the device handle for GPU0000:3B:00.0: Unknown Error",
     "srun: error: Node failure on n12\nslurmstepd: error: *** JOB 12 ON n1 CANCELLED AT 2024-05-01T10:00:00 "
     "DUE TO NODE FAILURE, SEE SLURMCTLD LOG FOR DETAILS ***",
     "[1.0] NVRM: Xid (PCI:0000:3b:00): 48, pid=1, DBE (double bit error) detected",
@@ -142,6 +177,13 @@ MOVE = (
     "latest NVIDIA driver is installed and running.",
 )
 TRY = (
+    "RuntimeError: Step 1 exited with non-zero status 1",
+    "RuntimeError: Engine core initialization failed. See root cause above.",
+    "ssl.SSLEOFError: EOF occurred in violation of protocol (_ssl.c:997)",
+    "http.client.RemoteDisconnected: Remote end closed connection without response",
+    "ray.exceptions.ObjectLostError: Failed to retrieve object 1",
+    "RuntimeError: cuDNN error: CUDNN_STATUS_MAPPING_ERROR",
+    "botocore.exceptions.HTTPClientError: An HTTP Client raised an unhandled exception",
     "torch.multiprocessing.spawn.ProcessExitedException: process 3 terminated with signal SIGKILL",
     "RuntimeError: CUDA unknown error - this may be due to an incorrectly set up environment",
     "RuntimeError: CUDA error: unknown error",
@@ -208,7 +250,7 @@ EXPECTED = {
     **dict.fromkeys(TRY, frozenset(BY_TRY)),
 }
 ORDINARY = "".join(
-    f"[{step:06d}] loss {2 / (step + 1):.4f} | lr 3.0e-04 | 18231 tokens/s | eta 1:02:03\n" for step in range(300)
+    f"[{step:06d}] loss {2 / (step + 1):.4f} | lr 3.0e-04 | 18231 tokens/s | eta 1:02:03\n" for step in range(100)
 )
 by_line = pytest.mark.parametrize("line", EXPECTED, ids=lambda line: line[:60])
 
@@ -222,7 +264,7 @@ def test_a_line_asks_for_its_action(line: str) -> None:
 
 @by_line
 def test_a_long_log_does_not_change_that(line: str) -> None:
-    """Hundreds of ordinary lines before it, and the launcher's words after it."""
+    """A hundred ordinary lines before it, and the launcher's words after it."""
     end = "W1123 torch/distributed/elastic/multiprocessing/api.py:900] Sending process 4242 closing signal SIGTERM\n"
     verdict = classify(read_log(f"{ORDINARY}{line}\n{end}", world_size=4))
     assert verdict.action in EXPECTED[line], (verdict.rule, verdict.why)
@@ -237,6 +279,19 @@ def test_a_prefix_of_a_launcher_does_not_change_that(line: str) -> None:
     assert verdict.action in EXPECTED[line], (verdict.rule, verdict.why)
 
 
-def test_ordinary_output_says_nothing() -> None:
-    """A healthy log has no verdict but that there is none."""
-    assert classify(read_log(ORDINARY)).rule == "unknown"
+@pytest.mark.parametrize(
+    "line", ["step 7", "CUDA error recovery is enabled", "CUDA error checking enabled", "cuda failure tests skipped"]
+)
+def test_ordinary_output_says_nothing(line: str) -> None:
+    """A healthy log has no verdict but that there is none; that something may fail is no failure."""
+    assert classify(read_log(f"{ORDINARY}{line}\n")).rule == "unknown"
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["CUDA error: unknown error", "CUDA error 999 at x.cu:3", "CUDA failure 'unknown error'", "Cuda error in file x.cu",
+     "CUDA driver error: 999", "got CUDA_ERROR_UNKNOWN", "cudaErrorUnknown", "CUDA error"],
+)  # fmt: skip
+def test_an_error_of_cudas_is_one_in_whatever_form(line: str) -> None:
+    """As torch, NCCL and others report it."""
+    assert classify(read_log(f"{ORDINARY}{line}\n")).rule == "cuda-other"

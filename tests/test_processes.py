@@ -13,9 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from supervised import LIMIT_S
 
 from resilient.supervisor import exec_worker, processes
-from resilient.supervisor.processes import Exit, Worker, check_command, spawn
+from resilient.supervisor.processes import Exit, Worker, check_command, missing_script, spawn
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the supervisor is for Linux")
 
@@ -59,7 +60,7 @@ def everything(fd: int) -> bytes:
 def run_python(code: str, *, stdin: bytes = b"") -> bytes:
     """What a separate interpreter prints; process-wide settings stay with it."""
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, input=stdin, capture_output=True, timeout=60, cwd=REPOSITORY, check=False)
+    done = subprocess.run(command, input=stdin, capture_output=True, timeout=LIMIT_S, cwd=REPOSITORY, check=False)
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout
 
@@ -214,12 +215,43 @@ def test_commands_that_can_run_are_not_refused(tmp_path: Path) -> None:
     assert check_command(["train"], ENVIRON) == 127
 
 
+@pytest.mark.parametrize(
+    ("words", "missing"),
+    [
+        ("python -u nope.py --lr 1", "nope.py"),
+        ("python nope/train.py", "nope/train.py"),
+        ("python -u train.py/x", "train.py/x"),
+        ("python -u train.py", None),
+        ("python -u .", None),
+        ("python -u -m nope", None),
+        ("python -c pass", None),
+        ("python -W error nope.py", None),
+        ("python -u train-${local_rank}.py", None),
+        ("python", None),
+        ("python -", None),
+    ],
+)
+def test_a_script_that_is_not_there_is_found_out(tmp_path: Path, words: str, missing: str | None) -> None:
+    """Where it is plain which word is the script; a directory may be a program too."""
+    (tmp_path / "train.py").touch()
+    assert missing_script(words.split(), cwd=tmp_path) == missing
+
+
+def pipes() -> set[str]:
+    """Those that this process holds; its other descriptors may be those of another thread."""
+    links = set()
+    for fd in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # that of the listing itself
+            links.add(os.readlink(fd))
+    return {link for link in links if link.startswith("pipe:")}
+
+
 def test_a_failed_spawn_leaves_no_descriptor_open(tmp_path: Path) -> None:
     """Where the system gives no process, an OSError comes and the pipes are gone."""
-    before = os.listdir("/proc/self/fd")
+    before = pipes()
     with pytest.raises(OSError, match="nowhere"):
         spawn(["true"], environ=ENVIRON, cwd=tmp_path / "nowhere")
-    assert os.listdir("/proc/self/fd") == before
+    assert pipes() == before
 
 
 def test_all_of_a_huge_output_comes_through(workers: list[Worker]) -> None:
@@ -275,7 +307,7 @@ def test_a_worker_dies_with_its_supervisor() -> None:
 def test_a_worker_whose_supervisor_is_gone_already_does_not_start() -> None:
     """Between fork and prctl the parent may have died: then nothing is run."""
     command = [sys.executable, "-I", "-S", exec_worker.__file__, str(os.getppid()), "echo", "ran"]
-    done = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, timeout=LIMIT_S, check=False)
     assert (done.returncode, done.stdout) == (137, b"")
 
 

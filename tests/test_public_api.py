@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from supervised import LIMIT_S
 
 import resilient
 
@@ -70,7 +71,7 @@ def test_importing_loads_the_standard_library_alone(names: str) -> None:
         "tops = {name.split('.')[0] for name in set(sys.modules) - before}\n"
         "print(sorted(tops - sys.stdlib_module_names - {'resilient'}))"
     )
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=LIMIT_S, check=True)
     assert ended.stdout == "[]\n"
 
 

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The README is true: its code runs, its flags and files exist, its tables are those of the code."""
 
+import argparse
 import ast
 import inspect
 import re
 import shlex
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,7 +18,10 @@ import resilient
 from resilient import cli, launch, torchrun
 from resilient.core.policy import Terms
 from resilient.core.rules import RULES
-from resilient.settings import FIELDS, flag, read_rules, variable
+from resilient.settings import FIELDS, flag, variable
+from resilient.toml_files import read_rules
+from resilient.verbs import manifest, manifest_flags
+from resilient.verbs.launching import DOCTOR_SWITCHES, DOCTOR_VALUES
 
 ROOT = readme.PATH.parent
 PACKAGE = ROOT / "resilient"
@@ -95,15 +100,28 @@ def can_be_parsed(words: list[str]) -> None:
     elif words[0] == "config":
         launch.scan_run(words[1:])
     elif words[0] == "doctor":
-        launch.scan_run(words[1:], more=cli.DOCTOR_SWITCHES, more_values=cli.DOCTOR_VALUES)
+        launch.scan_run(words[1:], more=DOCTOR_SWITCHES, more_values=DOCTOR_VALUES)
+    elif words[0] == "manifest":
+        flags, _ = manifest.split(words[1:])
+        manifest_flags.parser().parse_args(flags)
     else:
         cli._parser().parse_args(words)
+
+
+def flags_of(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """Of it and of all commands below it."""
+    for action in parser._actions:
+        yield from action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from flags_of(command)
 
 
 def test_flags_in_the_text_exist() -> None:
     """No flag is spoken of that nobody takes."""
     known = {flag(name) for name in FIELDS} | {f"--{name}" for name in (*torchrun.HONOURED, *torchrun.IGNORED)}
-    known |= {f"--{name}" for name in (*cli.DOCTOR_SWITCHES, *cli.DOCTOR_VALUES)}
+    known |= {f"--{name}" for name in (*DOCTOR_SWITCHES, *DOCTOR_VALUES)}
+    known |= {*flags_of(cli._parser()), *flags_of(manifest_flags.parser())}
     spoken = {word for span in re.findall(r"`([^`\n]+)`", readme.prose()) for word in re.findall(r"--[a-z-]+", span)}
     assert spoken
     assert spoken <= known
@@ -165,7 +183,7 @@ def test_the_tutorial_runs(tmp_path: Path) -> None:
     typed = [shlex.split(line)[1:] for line in readme.commands() if line.startswith("resilient ")]
     run, explain = next(w for w in typed if w[0] == "run"), next(w for w in typed if w[0] == "explain")
     folder = Folder(tmp_path)
-    folder.script(script)
+    folder.script(f"import light_torch\n{script}")  # nothing but quicker
     ended = folder.run(*run[1:])
     assert ended.code == 0, ended.stderr
     resumed = re.search(r"done: step 2000 resumed from (\d+)", ended.stdout)

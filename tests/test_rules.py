@@ -31,13 +31,20 @@ def judge(line: str) -> Verdict:
     return classify(left_behind(line, code=1))
 
 
-def patterns(condition: Condition) -> Iterator[re.Pattern[str]]:
-    """Walk a condition for every pattern in it."""
+def conditions(condition: Condition) -> Iterator[Condition]:
+    """Walk a condition for every part of it that has none."""
     if isinstance(condition, AnyOf | AllOf):
         for part in condition.parts:
-            yield from patterns(part)
-    elif isinstance(condition, Raised | Printed) and condition.pattern is not None:
-        yield condition.pattern
+            yield from conditions(part)
+    else:
+        yield condition
+
+
+def patterns(condition: Condition) -> Iterator[re.Pattern[str]]:
+    """Every pattern in a condition."""
+    for part in conditions(condition):
+        if isinstance(part, Raised | Printed) and part.pattern is not None:
+            yield part.pattern
 
 
 def unbounded_repeats(tree: Any, depth: int = 0) -> int:
@@ -79,6 +86,41 @@ def test_no_pattern_nests_unbounded_repeats(rule: Rule) -> None:
 def test_the_check_for_nested_repeats_can_fail() -> None:
     """The detector above sees the classic form."""
     assert unbounded_repeats(regex_parser.parse("(?:a+)+b")) == 2
+
+
+def always_says(tree: Any, words: tuple[str, ...]) -> bool:
+    """Whether one of the words is in all that a parsed pattern fits."""
+    run = ""
+    for op, value in (*tree, ("END", None)):
+        if str(op) == "LITERAL":
+            run += chr(value)
+            continue
+        if any(word in run for word in words):
+            return True
+        run = ""
+        parts: list[Any] = []
+        if str(op) == "BRANCH":
+            parts = value[1]
+        elif str(op) == "SUBPATTERN" or (str(op) == "MAX_REPEAT" and value[0]):
+            parts = [value[-1]]
+        if parts and all(always_says(part, words) for part in parts):
+            return True
+    return False
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.id)
+def test_words_that_are_looked_for_first_are_in_all_that_fits(rule: Rule) -> None:
+    """Else a line would be missed; and whoever looks through all of stderr looks for words first."""
+    for condition in conditions(rule.when):
+        if isinstance(condition, Printed) and (condition.words or condition.lane is Lane.STDERR):
+            assert always_says(regex_parser.parse(condition.pattern.pattern), condition.words)
+
+
+def test_the_check_of_words_can_fail() -> None:
+    """A branch without one of them, and what may be absent."""
+    for pattern, words in (("ab|cd", ("ab",)), ("(?:ab)?c", ("ab",)), ("a.b", ("ab",)), ("[ab]", ("a",))):
+        assert not always_says(regex_parser.parse(pattern), words)
+    assert always_says(regex_parser.parse(r"^x{1,9}(?:ab.|cd+)$"), ("ab", "c"))
 
 
 def test_the_last_rule_asks_for_a_second_look() -> None:

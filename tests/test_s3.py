@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from faulty_store import Arenas, SaverProcess
-from s3_server import running
+from faulty_store import Arenas, Inline, SaverProcess
+from s3_server import Proxy, running
 
 from resilient.checkpoint.files import Store
 from resilient.checkpoint.holder import UNKNOWN, Locked
@@ -25,13 +25,13 @@ RUNS = itertools.count(1)
 
 
 @pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
+def server() -> Iterator[Proxy]:
     with running() as proxy:
-        yield f"http://127.0.0.1:{proxy.server_port}"
+        yield proxy
 
 
 @pytest.fixture
-def url(endpoint: str) -> str:
+def url(server: Proxy) -> str:
     return f"s3://bucket/run-{next(RUNS)}"
 
 
@@ -81,14 +81,14 @@ def test_what_is_written_can_be_read(store: Store) -> None:
         store.read("mark", 3)
 
 
-def test_a_bucket_that_is_not_there_is_an_answer(endpoint: str) -> None:
+def test_a_bucket_that_is_not_there_is_an_answer(server: Proxy) -> None:
     """Not an empty run."""
     with pytest.raises(StoreError, match="check the URL") as caught:
         open_store("s3://no-such-bucket/run").probe()
     assert caught.value.answered
 
 
-def test_a_server_that_is_not_there_is_silence(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_not_there_is_silence(server: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Worth another try, whatever botocore calls it."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
@@ -124,6 +124,26 @@ def test_a_run_on_s3(url: str) -> None:
     assert [checkpoint.name for checkpoint in found.checkpoints] == ["2-3", "1-10"]
     for checkpoint in found.checkpoints:
         vault.verify(checkpoint.name)
+
+
+def test_a_save_asks_as_much_beside_many_checkpoints_as_beside_few(url: str, server: Proxy) -> None:
+    """What pruning has read of a checkpoint is known the next time, unless somebody has written it anew."""
+    arenas = Arenas((b"first", b"second"))
+    calls = []
+    try:
+        with Inline(arenas) as client:
+            client.open(url, keep=9)
+            for step in range(1, 7):
+                server.mend()
+                assert isinstance(client.save(arenas.records, 1, step), Saved)
+                calls.append(dict(server.calls))
+            manifest, store = "checkpoints/1-2/manifest.json", open_store(url)
+            store.replace(manifest, store.read(manifest, 1 << 20).replace(b'"step":2', b'"step":7'))
+            pruned = client.save(arenas.records, 1, 7).pruned
+    finally:
+        arenas.close()
+    assert calls[1:] == calls[1:2] * 5
+    assert pruned == ("1-2",)
 
 
 def test_a_lease_on_s3(store: Store) -> None:

@@ -74,7 +74,7 @@ def test_a_run_from_its_opening_to_its_end(tmp_path: Path, arenas: Arenas) -> No
         again = client.open(url)
         assert (again.run_id, again.next_attempt, again.earlier) == (opened.run_id, 2, mark)
         assert [ref.name for ref in again.checkpoints] == usable(url) == ["1-15", "1-10"]
-        assert (again.debits, again.last_held_s, again.ever_committed) == ((DEBIT,), 5.0, True)
+        assert (again.debits, again.usage.held_s, again.ever_committed) == ((DEBIT,), 5.0, True)
 
 
 def files_of(url: Path, name: str) -> dict[str, bytes]:
@@ -354,17 +354,6 @@ def test_fresh_begins_once_for_each_submission(tmp_path: Path, arenas: Arenas) -
     assert start("two") == ["2-5"]
     assert start("three", fresh=False) == ["3-5", "2-5"]
     assert start("four") == []
-
-
-def test_what_an_attempt_began_from_is_kept_until_it_has_saved(tmp_path: Path, arenas: Arenas) -> None:
-    """A late save of the attempt before must not prune what this one would fall back on."""
-    with Inline(arenas) as client:
-        client.open(tmp_path, keep=1)
-        client.save(arenas.records, 1, 1)
-        client.claim(2, began_from="1-1")
-        assert client.save(arenas.records, 1, 2).pruned == ()
-        assert client.save(arenas.records, 2, 3, in_use=("1-2",)).pruned == ("1-1",)
-        assert client.save(arenas.records, 2, 4).pruned == ("1-2", "2-3")
 
 
 def test_before_a_run_is_open_nothing_can_be_asked(arenas: Arenas) -> None:

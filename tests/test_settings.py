@@ -3,9 +3,12 @@
 
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from supervised import LIMIT_S
 
 from resilient import settings
 from resilient.core.cadence import Every
@@ -28,10 +31,15 @@ WRONG = {
     "store_patience": ["-10s"],
     "save_bandwidth": ["", "200", "200MB", "25Mb/s", "999B/s", "0MB/s", "fast", "-1MB/s", "9999999TB/s", "1 XB/s"],
     "grace": ["30"],
+    "preemption_notices": ["ibm", "AWS", "true"],
+    "pod_api": ["off", "Read", "true"],
     "journal": ["", "\x1b[31m"],
+    "snapshots": ["", "\x1b[31m"],
     "termination_log": [""],
+    "deny_list": [""],
     "rules": [""],
     "on_code_fault": ["", "never", "Confirm"],
+    "skip_bad_batches": ["-1", "none", "1.5"],
     "fresh": ["perhaps", "2"],
     "observe": [""],
 }
@@ -70,14 +78,20 @@ def test_the_settings_are_few_and_these() -> None:
         "store_patience",
         "save_bandwidth",
         "grace",
+        "preemption_notices",
+        "pod_api",
         "journal",
+        "snapshots",
         "termination_log",
+        "deny_list",
         "rules",
         "on_code_fault",
+        "skip_bad_batches",
         "fresh",
         "observe",
     ]
-    assert RUN_SETTINGS == ("checkpoints", "every", "snapshot_every", "keep", "keep_every", "keep_best")
+    in_run = ("checkpoints", "every", "snapshot_every", "keep", "keep_every", "keep_best", "skip_bad_batches")
+    assert in_run == RUN_SETTINGS
     assert settings.flag("max_restarts") == "--max-restarts"
     assert settings.variable("max_restarts") == "RESILIENT_MAX_RESTARTS"
 
@@ -228,7 +242,15 @@ def test_a_missing_platform_file_is_no_layer(tmp_path: Path) -> None:
         ("keep = ", "cannot read"),
         ("keep = [3]", "for keep .*its type is list"),
         ("keep = true", "for keep .*its type is bool"),
+        ("keep = -1", "it is less than 1; give 1 or more"),
+        (f"keep = {'9' * 30}", "it has more than 18 digits; give a smaller number"),
+        (f"keep = -{'9' * 30}", "it is less than 1"),
         ("grace = 30", "write 30s"),
+        ("grace = '-3s'", "it is not between 1ms and 3650d"),
+        ("grace = '99999999999s'", "it is not between 1ms and 3650d"),
+        ("every = '-5min'", "it is not between 1ms and 3650d"),
+        (f"every = '{'9' * 20}'", "more than 18 digits"),
+        (f"every = {'9' * 20}", "more than 18 digits"),
         ("every = 300.0", "neither a number of steps nor a duration"),
         ("journal = 3", "give a path"),
     ],
@@ -339,3 +361,13 @@ def test_every_value_reads_back_as_it_is_shown(name: str) -> None:
         return
     given = flags(**{name: settings.shown(name, default)})
     assert getattr(load(flags=given, environ={}, platform_file=NOWHERE).settings, name) == default
+
+
+def test_whoever_reads_settings_loads_no_rules() -> None:
+    """Workers and probes read them at each start; the classifier's table is the supervisor's."""
+    program = (
+        "import sys, resilient.preflight.probes, resilient.supervisor.device_watch, resilient.training.run\n"
+        "print({'resilient.core.rules', 'resilient.core.classify', 'resilient.core.user_rules'} & set(sys.modules))"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=LIMIT_S, check=True)
+    assert ended.stdout == "set()\n"

@@ -13,12 +13,10 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDa
 from resilient.errors import CheckpointError
 from resilient.training.position import ALIKE, APART, Position
 from resilient.training.shares import (
-    RestOfEpoch,
     dealt_by,
     order_of,
     regrouped,
     rest_of,
-    samples_used,
     share_of,
     together,
 )
@@ -39,6 +37,13 @@ def sampler_of(length: int, rank: int, ranks: int, drop_last: bool = False) -> D
     return sampler
 
 
+def used_by(batches: int, *, ranks: int, batch_size: int = 1, before: int = 0) -> int:
+    """Samples that are done after so many batches on each rank, when others had done ``before``."""
+    loader = DataLoader(data_of(1), batch_size, sampler=sampler_of(1, 0, ranks))
+    position = Position(seed=1, used=batches, before=before, together=together(loader), of_others=APART)
+    return regrouped(position, loader, warn=False).before
+
+
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_a_whole_epoch_is_dealt_as_the_sampler_deals_it(drop_last: bool) -> None:
     """With nothing used, the rule is DistributedSampler's own."""
@@ -47,8 +52,8 @@ def test_a_whole_epoch_is_dealt_as_the_sampler_deals_it(drop_last: bool) -> None
             continue  # DistributedSampler itself cannot
         for rank in range(ranks):
             sampler = sampler_of(length, rank, ranks, drop_last)
-            assert list(RestOfEpoch(sampler, 0)) == list(sampler)
-            assert len(RestOfEpoch(sampler, 0)) == len(sampler)
+            one_by_one = DataLoader(sampler.dataset, batch_size=None, sampler=sampler)
+            assert rest_of(one_by_one, 0) == list(sampler)
 
 
 @pytest.mark.parametrize("drop_last", [False, True])
@@ -58,7 +63,7 @@ def test_no_sample_is_lost_or_repeated_by_a_change(drop_last: bool) -> None:
         order = order_of(length, seed=3, epoch=2, shuffle=True)
         for batches in range(length // (before * batch_size) + 1):
             shares = [list(sampler_of(length, rank, before))[: batches * batch_size] for rank in range(before)]
-            used = samples_used(batches, batch_size=batch_size, ranks=before)
+            used = used_by(batches, batch_size=batch_size, ranks=before)
             first = [sample for share in shares for sample in share]
             assert sorted(first) == sorted(order[:used])
             rest = [share_of(order, used, rank=r, ranks=after, drop_last=drop_last) for r in range(after)]
@@ -81,7 +86,7 @@ def test_a_change_after_a_change_is_counted_on() -> None:
     for ranks, batches in ((2, 2), (3, 1), (1, 14)):
         for rank in range(ranks):
             seen += share_of(order, used, rank=rank, ranks=ranks, drop_last=False)[:batches]
-        used = samples_used(batches, batch_size=1, ranks=ranks, before=used)
+        used = used_by(batches, ranks=ranks, before=used)
     assert used == 21
     assert sorted(seen) == sorted(order[:21])
 
@@ -89,16 +94,6 @@ def test_a_change_after_a_change_is_counted_on() -> None:
 def test_an_epoch_that_was_used_up_has_no_rest() -> None:
     """Also where the sampler's repetitions were counted."""
     assert [share_of([2, 0, 1], used, rank=0, ranks=2, drop_last=False) for used in (3, 4)] == [[], []]
-
-
-def test_the_next_epoch_is_whole() -> None:
-    """What was used counts for its own epoch."""
-    sampler = sampler_of(10, 1, 2)
-    rest = RestOfEpoch(sampler, 6)
-    assert len(list(rest)) == 2
-    rest.set_epoch(3)
-    assert list(rest) == list(sampler)
-    assert len(rest) == 5
 
 
 class Whole(IterableDataset[int]):
@@ -195,7 +190,7 @@ def test_together_is_what_all_replicas_take_at_once() -> None:
 def test_the_rest_comes_in_batches_as_the_loader_makes_them(batch_size: Any, drop_last: bool, sizes: Any) -> None:
     """Or one by one."""
     loader = loader_of(4, batch_size, drop_last=drop_last)
-    taken = list(rest_of(loader, 40))
+    taken: list[Any] = list(rest_of(loader, 40))
     share = share_of(order_of(60, seed=3, epoch=2, shuffle=True), 40, rank=0, ranks=4, drop_last=False)
     assert [len(batch) for batch in taken] == sizes if sizes else taken == share
     if sizes:

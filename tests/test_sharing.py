@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of what parts of a state share: one object again after a restore, or refused when the Run is built."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,21 +9,22 @@ import numpy as np
 import pytest
 import torch
 from host import Host
+from test_image import image_of
 from torch import nn
 
 import resilient
-from resilient.checkpoint import tensors
+from resilient.checkpoint import image, tensors
 from resilient.errors import CheckpointError
 from resilient.link.messages import Hello
 from resilient.training import restore
-from resilient.training.sharing import refuse_unrestorable
+from resilient.training.sharing import refuse_unrestorable, unsaved
 from resilient.training.state import parts_of
 
 
 def restored(saved: Mapping[str, object], live: Mapping[str, object]) -> None:
     """Load what is saved of one state into another."""
-    flat = tensors.flatten({name: part.capture() for name, part in parts_of(saved).items()})
-    state: Any = tensors.unflatten(tensors.copied(flat))
+    captured = {name: part.capture() for name, part in parts_of(saved).items()}
+    state: Any = tensors.unflatten(image.read(image_of(captured)))
     candidate = restore.Candidate(name="memory", step=1, state=state, rng={}, data=None)
     restore.load(candidate, parts_of(live))
 
@@ -67,6 +69,35 @@ def test_what_is_tied_to_a_live_tensor_is_tied_to_it_again() -> None:
         assert extra[key].data_ptr() == value.data_ptr(), key
 
 
+class Custom:
+    """Gives its model's state as it likes."""
+
+    def __init__(self, model: nn.Module, *, copies: bool) -> None:
+        self.model = model
+        self.copies = copies
+
+    def state_dict(self) -> dict[str, Any]:
+        return {key: value.clone() if self.copies else value for key, value in self.model.state_dict().items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.model.load_state_dict(state)
+
+
+def test_an_optimizer_whose_parameters_nothing_holds_is_told_of() -> None:
+    """By its name, and how many there are; what holds them may be anything that gives them as they are."""
+    model, optimizer = trained()
+
+    def told(**state: object) -> str:
+        parts = parts_of(state)
+        return unsaved(parts, {name: part.capture() for name, part in parts.items()})
+
+    assert re.match(r"state\['o'\] trains .* \(2\)", told(o=optimizer))
+    assert re.match(r"state\['o'\] trains .* \(1\)", told(o=optimizer, weights={"weight": model.weight}))
+    assert re.match(r"state\['o'\] trains .* \(2\)", told(o=optimizer, model=Custom(model, copies=True)))
+    for state in (model, nn.DataParallel(model), Custom(model, copies=False), {"all": [*model.parameters()]}):
+        assert told(o=optimizer, model=state) == ""
+
+
 def check(state: Mapping[str, object]) -> None:
     parts = parts_of(state)
     refuse_unrestorable(parts, {name: part.capture() for name, part in parts.items()})
@@ -89,7 +120,7 @@ BASE = torch.arange(6.0)
         ({"m": (m := nn.Linear(2, 2)), "extra": [m.weight[0]]}, r"state\['extra'\]\[0\]: .* state\['m'\]\['weight'\]"),
         ({"extra": {"b": torch.ones(1).expand(3)}}, r"state\['extra'\]\['b'\]: .*expanded.*; do keep .contiguous\(\)"),
     ],
-)  # fmt: skip
+)
 def test_what_would_come_apart_is_refused(state: dict[str, Any], says: str) -> None:
     """The saved form does not know these, so the path is named, and what to do."""
     with pytest.raises(CheckpointError, match=f"cannot save {says}") as caught:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from supervised import LIMIT_S
 
 from resilient.link.board import Board
 from resilient.supervisor.signals import WANTED, Signals
@@ -87,7 +88,7 @@ def test_what_a_parent_had_ignored_on_purpose_stays_ignored() -> None:
         print(signals.read() == [signal.SIGTERM, signal.SIGCHLD])
     """
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, timeout=60, cwd=REPOSITORY, check=False)
+    done = subprocess.run(command, capture_output=True, timeout=LIMIT_S, cwd=REPOSITORY, check=False)
     assert (done.stdout, done.stderr) == (b"True\n", b"")
 
 
@@ -130,5 +131,5 @@ def test_a_worker_that_is_ending_already_is_left_to_it() -> None:
         sys.exit(7)
     """
     command = [sys.executable, "-c", code]
-    ended = subprocess.run(command, capture_output=True, timeout=60, cwd=REPOSITORY, check=False)
+    ended = subprocess.run(command, capture_output=True, timeout=LIMIT_S, cwd=REPOSITORY, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (7, b"registered after\nregistered before\n", b"")

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of snapshots by real workers: what is restored is what the script had at that step, or nothing is."""
 
+import warnings
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from host import Host, taken
@@ -10,6 +13,7 @@ from snapshot_scripts import KINDS, bits, train
 
 from resilient.link.board import SPILL
 from resilient.link.messages import Note, NotTaken, Taken, Try
+from resilient.training.snapshots import Snapshots
 
 BEHIND = [
     "Training", "Scaling", "Accumulating", "AccumulatingOverCalls", "SteppingBehind", "TwoOptimizers",
@@ -17,7 +21,7 @@ BEHIND = [
 ]  # fmt: skip
 COMPILED = ["Compiled", "CompiledGraph"]
 AT_ONCE = {"Foreign": "no torch.optim.Optimizer", "Renormalising": "max_norm"}
-CHANGED = ["Changing"]
+CHANGED = ["Changing", "Clipping"]
 
 
 def notes(host: Host) -> list[str]:
@@ -167,3 +171,13 @@ def test_workers_killed_while_they_take_snapshots_have_a_whole_one(tmp_path: Pat
             assert whole
             newest = max(whole, key=lambda record: (record.attempt, record.step))
             candidates = [Try(name="memory", step=newest.step, slot=newest.slot)]
+
+
+def test_a_script_that_makes_errors_of_warnings_trains_on() -> None:
+    """That a snapshot cannot be taken is a warning, and never what ends a training."""
+    said: list[Any] = []
+    link: Any = SimpleNamespace(slot_fds=(), index=0, board=SimpleNamespace(rows=1), send=said.append)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not Snapshots(link, {}, lambda: {"step": print}, [None]).take(1, slot=0)
+    assert "run['step']" in said[0].why

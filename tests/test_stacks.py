@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from host import Host
+from supervised import LIMIT_S
 
 import resilient
 from resilient.link.messages import Note
@@ -198,7 +199,7 @@ stacks.register(sys.argv[1], 0)
 faulthandler.unregister(stacks.SIGNAL)  # as the interpreter's end does
 os.kill(os.getpid(), stacks.SIGNAL)
 """
-    assert subprocess.run([sys.executable, "-c", end, str(tmp_path)], check=False, timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", end, str(tmp_path)], check=False, timeout=LIMIT_S).returncode == 0
 
 
 def dump_of(*paths: str) -> str:

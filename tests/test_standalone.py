@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from chaos import steps_for, undisturbed
-from chaos_run import SCRIPT, TESTS, is_whole, trail
+from chaos import Undisturbed, steps_for
+from chaos_run import RESULT, SCRIPT, TESTS, is_whole, trail
 from supervised import LIMIT_S, Folder, training
 
 STEPS = steps_for(3)
@@ -91,10 +91,10 @@ class Training:
         self._errors.seek(0)
         return self._errors.read().decode()
 
-    def has_all_bits(self, ranks: int) -> bool:
+    def has_all_bits(self, undisturbed: Undisturbed, ranks: int = 1) -> bool:
         """Whether all ranks have gone through the states of an undisturbed, supervised run, to the end."""
-        expected = undisturbed(ranks, STEPS)
-        return all(is_whole(trail(self.result, rank), trail(expected.result, rank)) for rank in range(ranks))
+        expected = undisturbed(ranks, STEPS) / RESULT
+        return all(is_whole(trail(self.result, rank), trail(expected, rank)) for rank in range(ranks))
 
     @property
     def durable(self) -> list[int]:
@@ -113,7 +113,7 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def test_sigterm_saves_the_very_step_and_the_next_start_goes_on(tmp_path: Path) -> None:
+def test_sigterm_saves_the_very_step_and_the_next_start_goes_on(tmp_path: Path, undisturbed: Undisturbed) -> None:
     """195, a durable checkpoint of the step it left after, the same bits in the end, and nothing left behind. Either
     says so in one line."""
     with Training(tmp_path) as first:
@@ -126,12 +126,14 @@ def test_sigterm_saves_the_very_step_and_the_next_start_goes_on(tmp_path: Path) 
     with Training(tmp_path) as second:
         assert second.end() == 0, second.errors
         assert second.errors == f"resilient: resumed from step {first.last}, checkpoint 1-{first.last}\n"
-        assert second.has_all_bits(1)
+        assert second.has_all_bits(undisturbed)
         assert second.durable[-1] == STEPS
         assert second.left == []
 
 
-def test_a_killed_process_has_lost_nothing_but_the_steps_since_its_last_snapshot(tmp_path: Path) -> None:
+def test_a_killed_process_has_lost_nothing_but_the_steps_since_its_last_snapshot(
+    tmp_path: Path, undisturbed: Undisturbed
+) -> None:
     """Its keeper outlives it for as long as it takes to save what lies in memory."""
     with Training(tmp_path) as first:
         first.until(lambda: bool(first.durable))
@@ -144,23 +146,23 @@ def test_a_killed_process_has_lost_nothing_but_the_steps_since_its_last_snapshot
         begun = next(step for what, step in second.events() if what == "step") - 1
         assert begun in captured[-2:], "what was captured last was on its way at the worst, what came before was whole"
         assert second.end() == 0, second.errors
-        assert second.has_all_bits(1)
+        assert second.has_all_bits(undisturbed)
 
 
-def test_training_goes_on_without_its_keeper(tmp_path: Path) -> None:
+def test_training_goes_on_without_its_keeper(tmp_path: Path, undisturbed: Undisturbed) -> None:
     """A keeper that is killed costs checkpoints, not the training."""
     with Training(tmp_path) as training:
         training.until(lambda: bool(training.durable))
         (keeper,) = children(training.process.pid)
         os.kill(keeper, signal.SIGKILL)
         assert training.end() == 0, training.errors
-        assert training.has_all_bits(1)
+        assert training.has_all_bits(undisturbed)
         assert training.durable[-1] < STEPS
         assert "could not be saved: the keeper of the checkpoints has ended" in training.errors
 
 
 @pytest.mark.slow
-def test_torchrun_stops_and_goes_on_with_all_ranks_at_one_step(tmp_path: Path) -> None:
+def test_torchrun_stops_and_goes_on_with_all_ranks_at_one_step(tmp_path: Path, undisturbed: Undisturbed) -> None:
     """Whoever is signalled, all ranks save the same step; a later launch ends with the same bits."""
     with Training(tmp_path, TORCHRUN) as first:
         first.until(lambda: first.last >= 23)
@@ -170,7 +172,7 @@ def test_torchrun_stops_and_goes_on_with_all_ranks_at_one_step(tmp_path: Path) -
         assert first.left == []
     with Training(tmp_path, TORCHRUN) as second:
         assert second.end() == 0, second.errors
-        assert second.has_all_bits(2)
+        assert second.has_all_bits(undisturbed, 2)
         assert second.left == []
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from resilient.errors import SettingsError
-from resilient.training.state import ModulePart, OptimizerPart, owned, parts_of
+from resilient.training.state import ContainerPart, ModulePart, OptimizerPart, owned, parts_of
 
 
 def trained(dtype: torch.dtype = torch.float32) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -44,6 +44,14 @@ def addresses(value: Any) -> set[int]:
         return {value.untyped_storage().data_ptr()}
     items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple, deque)) else ()
     return set().union(*map(addresses, items)) if items else set()
+
+
+def on_host(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return torch.zeros(value.shape)
+    if isinstance(value, dict):
+        return type(value)({key: on_host(item) for key, item in value.items()})
+    return [on_host(item) for item in value] if isinstance(value, list) else value
 
 
 class Hoarder(nn.Module):
@@ -81,6 +89,46 @@ def test_no_live_tensor_shares_memory_with_what_was_loaded() -> None:
         assert not addresses(saved[name]) & addresses(part.capture()), name
     assert isinstance(live["t"].state["deep"][0], deque)
     assert live["t"].state["deep"][0].maxlen == 3
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_channels_last_goes_on_with_the_same_bits(fused: bool) -> None:
+    """Fused optimizers go through parameter and moments in the order of memory: both have to be laid out alike."""
+
+    def trained_again(resumed: bool) -> list[torch.Tensor]:
+        torch.manual_seed(1)
+        model = nn.Conv2d(3, 4, 3)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's types lack it
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.1, fused=fused)
+        for step in range(4):
+            if resumed and step == 2:
+                saved = owned(OptimizerPart(optimizer).capture())
+                for values in saved["state"].values():
+                    values.update({key: value.contiguous() for key, value in values.items()})  # as an image has it
+                optimizer = torch.optim.Adam(model.parameters(), lr=0.5, fused=fused)
+                OptimizerPart(optimizer).load(saved)
+            optimizer.zero_grad()
+            model(torch.rand(2, 3, 5, 5)).square().sum().backward()
+            optimizer.step()
+        return list(model.parameters())
+
+    assert all(map(torch.equal, trained_again(resumed=True), trained_again(resumed=False)))
+
+
+def test_tensors_come_back_on_their_devices() -> None:
+    """A snapshot lies in host memory; each of its tensors goes where the live one is that it takes the place of."""
+    there = torch.device("meta")  # one that every machine has
+    model, stateful, hoarder = nn.Linear(1, 1), Tensors(), Hoarder()
+    optimizer = torch.optim.SGD(model.parameters())
+    optimizer.param_groups[0]["lr"] = torch.tensor(0.1, device=there)
+    stateful.state["named"]["a"] = torch.ones(1, device=there)
+    hoarder.kept = torch.ones(2, device=there)
+    plain: dict[str, Any] = {"average": [torch.ones(2, device=there)], "host": torch.ones(2)}
+    for part in parts_of({"o": optimizer, "t": stateful, "h": hoarder, "d": plain}).values():
+        part.load(on_host(part.capture()))
+    assert optimizer.param_groups[0]["lr"].device == stateful.state["named"]["a"].device == there
+    assert hoarder.kept.device == plain["average"][0].device == there
+    assert plain["host"].device.type == "cpu"
 
 
 def test_containers_are_restored_in_place() -> None:
@@ -157,3 +205,43 @@ def test_another_scheduler_is_refused() -> None:
     other = parts_of({"s": torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 3)})["s"]
     assert one.differences(one.capture()) == []
     assert "another kind" in one.differences(other.capture())[0]
+
+
+def weights(seed: int) -> tuple[dict[str, Any], torch.optim.Optimizer]:
+    """A training whose parameters are in no module."""
+    generator = torch.Generator().manual_seed(seed)
+    weight, bias = (torch.nn.Parameter(torch.rand(3, generator=generator)) for _ in range(2))
+    return {"weight": weight, "more": [bias], "again": weight}, torch.optim.SGD([weight, bias], lr=0.1)
+
+
+def test_parameters_in_plain_data_stay_those_that_the_optimizer_has() -> None:
+    """Others in their place would be restored, and never trained again."""
+    saved, _ = weights(1)
+    live, optimizer = weights(2)
+    before = list(optimizer.param_groups[0]["params"])
+    part = ContainerPart(live)
+    assert part.differences(saved) == []
+    part.load({key: detached(value) for key, value in saved.items()})
+
+    assert all(one is other for one, other in zip([live["weight"], live["more"][0]], before, strict=True))
+    assert torch.equal(live["weight"], saved["weight"])
+    assert torch.equal(live["more"][0], saved["more"][0])
+    other, _ = weights(3)
+    other["more"] = [torch.ones(4)]
+    assert part.differences(other) == ["saved with torch.float32 (4,) where there is a parameter of torch.float32 (3,)"]
+
+
+def test_a_parameter_of_a_module_that_plain_data_has_as_well_stays_itself() -> None:
+    """Whoever computes with it there trains the module."""
+    module, saved = nn.Linear(2, 2), nn.Linear(2, 2)
+    live: dict[str, Any] = {"tied": module.weight}
+    memo: dict[int, Any] = {}
+    state = {key: value.detach() for key, value in saved.state_dict().items()}
+    ModulePart(module).load(state, memo)
+    ContainerPart(live).load({"tied": state["weight"]}, memo)
+    assert live["tied"] is module.weight
+    assert torch.equal(module.weight, saved.weight)
+
+
+def detached(value: Any) -> Any:
+    return [one.detach() for one in value] if isinstance(value, list) else value.detach()

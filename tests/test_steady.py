@@ -117,7 +117,7 @@ OBJECTIONS: dict[str, tuple[Callable[[], State], str]] = {
         lambda: {"m": nn.EmbeddingBag(3, 2, max_norm=1.0), "o": torch.optim.SGD(linear().parameters())},
         "max_norm",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", OBJECTIONS)

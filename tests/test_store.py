@@ -15,7 +15,7 @@ from faulty_store import FaultyFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from resilient.checkpoint.direct import PIECE
-from resilient.checkpoint.files import Entry, Store, check_name
+from resilient.checkpoint.files import Store, check_name
 from resilient.checkpoint.store import display_url, open_store
 from resilient.checkpoint.store_errors import Answered, Denied, Exists, Full, Missing, Unreachable, explain
 from resilient.checkpoint.throttle import Throttle
@@ -39,8 +39,8 @@ def test_what_is_written_can_be_read(store: Store) -> None:
     store.read_into("c/large", memoryview(buffer))
     assert (store.read("a/b.json", 5), store.read("mark", 3), bytes(buffer)) == (b"small", b"two", b"1234567")
     assert b"".join(store.chunks("c/large")) == b"1234567"
-    listed = (Entry(name="a/b.json", size=5), Entry(name="c/large", size=7), Entry(name="mark", size=3))
-    assert store.list(".") == listed
+    listed = store.list(".")
+    assert [(entry.name, entry.size) for entry in listed] == [("a/b.json", 5), ("c/large", 7), ("mark", 3)]
     assert store.list("c") == listed[1:2]
     store.delete("c/large")
     store.delete("c/large")
@@ -250,6 +250,17 @@ def wrapped(cause: Exception) -> OSError:
     return error
 
 
+class ClientConnectionError(OSError):
+    """As aiohttp raises it, whose kinds are told by this name."""
+
+
+def not_found(cause: Exception) -> FileNotFoundError:
+    """As fsspec's HTTP file system makes it of whatever it could not ask."""
+    error = FileNotFoundError("https://gone/run.json")
+    error.__cause__ = cause
+    return error
+
+
 class NoCredentialsError(Exception):
     """Told by its name."""
 
@@ -281,6 +292,7 @@ class NoCredentialsError(Exception):
         (TimeoutError(), Unreachable),
         (asyncio.TimeoutError(), Unreachable),
         (ConnectionResetError(), Unreachable),
+        (not_found(ClientConnectionError("no such host")), Unreachable),
         (RuntimeError("what?"), Unreachable),
         (wrapped(ClientError(400)), Answered),
         (ValueError("bad bucket"), Answered),
@@ -293,6 +305,7 @@ def test_errors_of_back_ends_are_told_apart(error: Exception, kind: type[StoreEr
     assert type(mapped) is kind
     assert mapped.answered is (kind is not Unreachable)
     assert str(mapped).startswith("cannot read x: ")
+    assert "https://gone" not in str(mapped), "the cause is what says why"
 
 
 def test_a_directory_that_may_not_be_written_is_denied(tmp_path: Path) -> None:

@@ -37,7 +37,13 @@ def assert_blocked(ended: Ended, code: int) -> None:
     assert "store" in ended.termination["do"]
 
 
-@pytest.mark.parametrize("how", [pytest.param("503", marks=pytest.mark.slow), "denied", "full"])
+def either(usual: str, *others: str) -> pytest.MarkDecorator:
+    """Each way in which a store fails; the supervisor's own way is the same for all of them."""
+    slow = (pytest.param(other, marks=pytest.mark.slow) for other in others)
+    return pytest.mark.parametrize("how", [usual, *slow])
+
+
+@either("denied", "503", "full")
 def test_before_anything_is_started(folder: Folder, how: str) -> None:
     """No store at the start: a fresh container is worth a try, but only where something counts the tries."""
     lose(folder, how)
@@ -56,7 +62,7 @@ def test_while_it_is_opened_for_a_script_that_names_it(folder: Folder) -> None:
     assert folder.notes == []
 
 
-@pytest.mark.parametrize("how", ["denied", "full"])
+@either("full", "denied")
 def test_while_workers_run_and_then_fail(folder: Folder, how: str) -> None:
     """Without a record no ignored exit, unless the controller counts; and a code that stops needs no record."""
     script = folder.script(HEAD + BREAK + f"lose({how!r})\n" + DEVICE)
@@ -76,7 +82,7 @@ def test_while_it_backs_off_before_a_restart(folder: Folder) -> None:
     assert "not on record" in ended.termination["why"]
 
 
-@pytest.mark.parametrize("how", ["503", "denied"])
+@either("503", "denied")
 def test_while_it_is_asked_to_leave(folder: Folder, how: str) -> None:
     """The end comes within the grace, however the store fails."""
 

@@ -16,6 +16,7 @@ from resilient.checkpoint.lock import HOLDER
 from resilient.checkpoint.store import open_store
 from resilient.core import events as ev
 from resilient.core import wire
+from resilient.core.evidence import Evidence, RankEvidence
 from resilient.errors import SettingsError
 from resilient.report.plain import sentences
 from resilient.report.story import Story, explain_command, read_story
@@ -63,6 +64,27 @@ def url(tmp_path: Path) -> str:
     return str(tmp_path / "run")
 
 
+def test_an_exit_on_record_is_an_orderly_end_though_the_journal_lacks_it(url: str) -> None:
+    """The store was away when the last piece was to be shipped. A record from before that start is another's."""
+    assert read_story(url, now_s=LATER).attempts[0].ended == "cut off"
+
+    def record(attempt: int, at: float, code: int) -> None:
+        debit = layout.Debit(
+            submission="s1", index=0, attempt=attempt, code=code, step=12, fingerprint="", held_s=1.0,
+            wall_s=BOOT + at, why="asked to leave by SIGTERM",
+        )  # fmt: skip
+        name = f"{layout.debits_path('s1', 0)}/{attempt}.json"
+        open_store(url).create(name, layout.encode(debit))
+
+    record(1, 50.0, 193)
+    assert read_story(url, now_s=LATER).exit is None
+    record(2, 120.0, 196)
+    story = read_story(url, now_s=LATER)
+    assert story.exit is not None
+    assert (story.exit.code, story.highest_step, story.probably) == (196, 12, "")
+    assert "  It reached step 12 and left because it was asked to." in sentences(story)
+
+
 def test_before_anything_is_shipped_the_supervisors_own_journal_is_told(tmp_path: Path) -> None:
     """It runs on this machine, and the lock of the checkpoints says where."""
     submit(tmp_path / "j", "s1", at=100.0, end=False, pid=os.getpid())
@@ -71,7 +93,7 @@ def test_before_anything_is_shipped_the_supervisors_own_journal_is_told(tmp_path
     story = read_story(run, now_s=BOOT + 115.0)
     assert (story.submission, story.highest_step, story.attempts[0].ended) == ("s1", 10, "running")
     assert "it runs now: its last entry is 5 s old" in text_of(story)
-    assert "  It reached step 10 and was running when it wrote last." in sentences(story)
+    assert "  It reached at least step 10 and was running when it wrote last." in sentences(story)
 
 
 def test_a_supervisor_that_is_known_to_be_dead_does_not_run(tmp_path: Path) -> None:
@@ -253,3 +275,30 @@ def test_outside_kubernetes_there_is_no_pod(tmp_path: Path) -> None:
     told = text_of(read_story(str(tmp_path), now_s=LATER))
     assert "Attempt 1 started on vm, " in told
     assert "pod" not in told
+
+
+def test_steps_that_were_made_again_count_for_their_attempt(tmp_path: Path) -> None:
+    """It got no farther than the one before, so no step of it was an event; what every attempt notes is told once."""
+    with recording(tmp_path) as recorder:
+        recorder.train(101.0, step=0)
+        recorder.happen(ev.Advanced(step=40), at=150.0)
+        for launch in (1, 2):
+            recorder.write("note", 150.0 + launch, rank=0, text="left out batch 3")
+            recorder.happen(ev.WorkerEnded(rank=0, clean=False, finished=False), ev.GroupEnded(), at=152.0 * launch)
+            rank = RankEvidence(rank=0, exit_code=1, order=0, step=40, completed=39)
+            recorder.happen(ev.Collected(evidence=Evidence(ranks=(rank,))), at=152.0 * launch)
+            if launch == 1:
+                recorder.happen(ev.DeadlinePassed(), at=153.0)
+                recorder.train(154.0, step=2, name="memory", launch=2)
+    story = read_story(str(tmp_path), now_s=LATER)
+    assert [attempt.highest_step for attempt in story.attempts] == [40, 39]
+    assert story.notes == ("rank 0: left out batch 3",)
+
+
+def test_the_name_of_a_file_keeps_its_letters(tmp_path: Path) -> None:
+    """Where a sentence begins with it."""
+    with recording(tmp_path) as recorder:
+        recorder.write("exit", 102.0, code=114, why="ddp.py:46 in train_step: no", do="correct it")
+    told = text_of(read_story(str(tmp_path), now_s=LATER))
+    assert "ddp.py:46 in train_step: no." in told
+    assert "Correct it." in told

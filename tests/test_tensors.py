@@ -194,7 +194,7 @@ def odd() -> torch.Tensor:
     ("make", "says"),
     [
         (meta, "meta device"), (sparse, "to_dense"), (compressed, "to_dense"), (quantized, "int_repr"),
-        (nested, "nested"), (strided_nested, "nested"), (uninitialized, "UninitializedParameter"), (bits, "bits8"),
+        (nested, "nested"), (strided_nested, "nested"), (uninitialized, "through its module"), (bits, "bits8"),
         (deep, "64 dimensions"), (odd, "an Odd is more"),
     ],
 )  # fmt: skip

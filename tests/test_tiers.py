@@ -168,10 +168,28 @@ def test_a_checkpoint_is_read_into_what_holds_nothing_that_is_needed(desk: Desk)
 
 def test_what_was_refused_is_no_snapshot(desk: Desk) -> None:
     """Its slot is free again, and it is not saved later."""
-    assert desk.pass_boundary(25)
+    assert desk.pass_boundary(15)
     (only,) = desk.tiers.candidates()
     assert only.slot is not None
     desk.tiers.slots.void(only.slot)
     assert desk.tiers.candidates() == []
     desk.tiers.settle(0.0)
     assert (desk.asked, desk.settled) == ([], [0])
+
+
+@pytest.mark.parametrize("durable", [40, 60])
+def test_what_an_earlier_container_could_not_save_is_saved_first(desk: Desk, durable: int) -> None:
+    """Under the name of its own attempt, once somebody trains on it; not where it is durable already."""
+    desk.take(60, 1)
+    whole = desk.tiers.slots.newest
+    assert whole is not None
+    desk.tiers.adopt(whole, "3-40")
+    desk.tiers.durable_step = durable
+    desk.tiers.tick(0.0)
+    assert desk.asked == []
+    desk.launch(5, 60)
+    desk.tiers.tick(0.0)
+    assert [(save.attempt, save.step, save.began_from) for save, _ in desk.asked] == [(1, 60, "3-40")] * (durable < 60)
+    desk.launch(6, 60)
+    desk.tiers.tick(0.0)
+    assert len(desk.asked) == (durable < 60)

@@ -89,6 +89,11 @@ def test_what_cannot_be_read_is_refused(argv: list[str], why: str) -> None:
         scan(*argv)
 
 
+def test_a_negative_number_is_a_value() -> None:
+    """Its setting says what is wrong with it, and not that it is missing."""
+    assert scan("--role", "-1", "--nproc-per-node", "-.5", "x").flags == {"role": "-1", "nproc-per-node": "-.5"}
+
+
 def test_a_switch_in_the_environment_is_a_number() -> None:
     """0 is off, as in torchrun, and what torchrun could not read is refused."""
     assert torchrun.from_environment({"PET_STANDALONE": "0", "PET_MODULE": "1", "PET_ROLE": ""}) == {"module": "1"}

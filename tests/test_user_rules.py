@@ -15,7 +15,7 @@ from resilient.core.evidence import Evidence
 from resilient.core.rule import died_of, left_behind
 from resilient.core.user_rules import read, with_user_rules
 from resilient.errors import SettingsError
-from resilient.settings import read_rules
+from resilient.toml_files import read_rules
 
 AWAY = {
     "id": "tokenizer-away",
@@ -79,7 +79,7 @@ def test_verdicts_on_hardware_outrank_the_users_rules(stronger: Evidence) -> Non
         ({}, "it has no id"),
         ({**AWAY, "cause": "gremlins"}, "no cause is called 'gremlins'; choose from user_code"),
         ({**AWAY, "action": "pray"}, "no action is called 'pray'; choose from stop"),
-        ({**AWAY, "id": "Tokenizer Away"}, "its id is not lower case"),
+        ({**AWAY, "id": "Tokenizer Away"}, "its id is not 2 to 61 lower case"),
         ({**AWAY, "exemple": "x"}, "no key is called 'exemple'"),
         ({**AWAY, "why": 3}, "why is not text"),
         ({**AWAY, "exception": "not a type"}, "exception is not the name of a type"),

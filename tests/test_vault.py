@@ -19,7 +19,9 @@ from resilient.checkpoint.store import open_store
 from resilient.checkpoint.store_errors import Denied, Exists, Full, Unreachable
 from resilient.checkpoint.survey import Survey, read_manifest, survey
 from resilient.checkpoint.vault import Corrupt, Vault
+from resilient.core.batch import Batch
 from resilient.core.retention import Rules
+from resilient.core.usage import Usage
 from resilient.errors import CheckpointError, StoreError
 
 RANKS = tuple(RankFiles(tensors=layout.tensors_file(0), own=layout.rank_file(rank)) for rank in (0, 1))
@@ -142,7 +144,7 @@ def test_damage_is_found_and_the_one_before_is_used(vault: Vault, damage: str, i
     elif damage == "manifest":
         store.create(victim, text[:-9])
     elif damage == "foreign":
-        store.create(victim, text.replace(vault.identify(make=False).id.encode(), b"another"))
+        store.create(victim, layout.encode(replace(layout.decode(text, Manifest, "here"), run="another")))
     elif damage == "moved":
         store.create(file, data)
         store.create("checkpoints/1-6/manifest.json", text)
@@ -202,7 +204,7 @@ def test_numbers_of_attempts_are_never_given_twice(vault: Vault) -> None:
     vault.store.create("attempts/8.json", b"damaged")
     vault.store.create("attempts/9.json.tmp", b"")
     found = look(vault)
-    assert (found.next_attempt, found.debits, found.held_s) == (9, (debit,), 7.0)
+    assert (found.next_attempt, found.debits, found.usage("sub", None, 0.0).held_s) == (9, (debit,), 7.0)
     assert any("attempts/8.json" in line for line in found.set_aside)
 
 
@@ -220,12 +222,27 @@ def test_an_exit_that_was_overtaken_is_replaced_by_its_own_only(vault: Vault) ->
     assert look(vault).debits == (debit,)
 
 
-def test_time_held_starts_anew_with_a_commit(vault: Vault) -> None:
-    """The newest record counts, unless its attempt has saved something."""
-    vault.claim(claim(1, held_s=50.0))
-    assert look(vault).held_s == 50.0
+def test_time_held_and_restarts_start_anew_with_a_commit(vault: Vault) -> None:
+    """The newest record of the submission counts, unless its attempt has saved something."""
+    vault.claim(claim(1, held_s=50.0, restarts=9, restarts_since_commit=4))
+    assert look(vault).usage("sub", None, 0.0) == Usage(held_s=50.0, restarts=9, restarts_since_commit=4)
+    assert look(vault).usage("another", None, 0.0) == Usage()
     save(vault, 1, 1)
-    assert look(vault).held_s == 0.0
+    assert look(vault).usage("sub", None, 0.0) == Usage(restarts=9)
+
+
+def test_what_is_left_out_is_on_record_until_it_is_forgiven(vault: Vault) -> None:
+    """It is that of the newest claim; what is not left out cannot be forgiven, and changes nothing."""
+    bad = (Batch(epoch=0, first=5, sample=77, of=160), Batch(epoch=1, first=2, samples=(8, 9)))
+    vault.identify(make=True)
+    vault.forgive_batches(bad)
+    assert look(vault).newest is None
+    vault.claim(claim(1))
+    vault.claim(claim(2, skipped=bad))
+    vault.forgive_batches(bad[:1])
+    assert look(vault).newest == claim(2, skipped=bad[1:])
+    vault.forgive_batches(bad)
+    assert look(vault).newest == claim(2)
 
 
 def test_debits_of_others_are_not_ours(vault: Vault) -> None:
@@ -275,6 +292,18 @@ def test_pruning_keeps_the_last_and_clears_leftovers(vault: Vault) -> None:
     pruned = vault.prune(1, Rules(keep=1), fresh_from=0, in_use=["1-1"])
     assert set(pruned.deleted) == {"1-2", "1-9"}
     assert {entry.name.split("/")[1] for entry in vault.store.list("checkpoints")} == {"1-1", "1-3", "2-4", "notes"}
+
+
+def test_another_runs_checkpoint_counts_for_nothing(vault: Vault) -> None:
+    """Whoever copied one here, with a higher attempt, must not lose what this run has, nor the copy."""
+    save(vault, 1, 1)
+    foreign = replace(manifest(vault, 9, 9), run="another")
+    vault.save(foreign, images(), lambda: None)
+    assert vault.prune(1, Rules(keep=1), fresh_from=0).deleted == ()
+    save(vault, 1, 2)
+    assert vault.prune(1, Rules(keep=1), fresh_from=0).deleted == ("1-1",)
+    assert [found.name for found in look(vault).checkpoints] == ["1-2"]
+    vault.verify("9-9")
 
 
 def test_a_pruning_that_fails_is_no_error() -> None:
@@ -358,12 +387,3 @@ def test_silence_is_not_an_empty_store() -> None:
         assert [c.name for c in found.checkpoints] == ["1-1"]
         break
     FaultyFileSystem.reset()
-
-
-def test_a_segment_is_shipped_once(vault: Vault) -> None:
-    """The same bytes may come twice, others may not take their place."""
-    vault.ship("sub", "pod-0", 1, b"{}\n")
-    vault.ship("sub", "pod-0", 1, b"{}\n")
-    with pytest.raises(Exists):
-        vault.ship("sub", "pod-0", 1, b"{}")
-    assert vault.store.read("journal/sub/pod-0/1.jsonl", 99) == b"{}\n"

@@ -26,7 +26,7 @@ UNKNOWN: dict[str, Any] = {
     "why": "x",
     "fingerprint": "x",
 }
-KEYS = ["id", "cause", "action", "confidence", "rule", "why", "culprit"]
+KEYS = ["id", "cause", "action", "confidence", "rule", "why", "culprit", "device"]
 
 
 def asked(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -73,6 +73,16 @@ def test_records_are_judged_one_by_one(tmp_path: Path, capsys: pytest.CaptureFix
     assert [each["id"] for each in found] == ["a", "b", 3, None]
     assert [each["action"] for each in found] == ["stop", "checkpoint_and_exit", "restart_in_place", "investigate"]
     assert all(list(each) == KEYS for each in found)
+
+
+def test_a_field_that_cannot_be_used_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The record is judged by what is left of it."""
+    path = tmp_path / "records.jsonl"
+    path.write_text(json.dumps({"id": "q", "exit_code": "one", "signal": 1 << 70, "stderr": BUG, "ranks": [1]}) + "\n")
+    assert cli.main(["classify", "--jsonl", str(path)]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["action"] == "stop"
+    assert [line.split()[3] for line in said.err.splitlines()] == ["exit_code", "signal", "ranks"]
 
 
 @pytest.mark.parametrize("line", ["{", "[]", "3"])

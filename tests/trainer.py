@@ -4,6 +4,7 @@
 import hashlib
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,12 @@ def loader_of(kind: str) -> DataLoader[Any]:
     return DataLoader(Noisy(), batch_size=4, shuffle=True, num_workers=workers, persistent_workers=kind == "persistent")
 
 
-def train(kind: str, steps: int, result: Path, batched: bool = True) -> None:
-    """Train and write the digest of everything that was trained."""
+def no_fault(step: int) -> None:
+    """What goes wrong in a step of an undisturbed run."""
+
+
+def train(kind: str, steps: int, result: Path, batched: bool = True, fault: Callable[[int], None] = no_fault) -> None:
+    """Train and write the digest of everything that was trained; ``fault`` may do harm within a step."""
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.set_num_threads(1)
     torch.manual_seed(7 + rank)
@@ -63,6 +68,7 @@ def train(kind: str, steps: int, result: Path, batched: bool = True) -> None:
     def step(batch: Tensor | None) -> None:
         if batch is None:
             batch = torch.rand(4, 4)  # without run.batches a script's draws repeat from the decorated call on
+        fault(run.step_number + 1)
         loss = model(batch.double()).square().mean() * (1 + random.random() + np.random.rand())
         optimizer.zero_grad()
         loss.backward()

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a worker ends that others wait for: without a search for garbage, and with all that it had written."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from supervised import LIMIT_S
+
+import resilient
+
+IN_A_CYCLE = """
+import atexit, gc, logging, sys, threading, weakref
+from resilient.training.leaving import hurry
+
+class Log:
+    def __init__(self, path, mode):
+        self.file, self.itself = open(path, mode), self
+    def __del__(self):
+        print("looked for")
+
+class Closed(Log):
+    pass
+
+class Asked:
+    @property
+    def __class__(self):
+        raise RuntimeError("nobody asks a proxy what it is")
+
+proxy = Asked()
+log, data, closed = Log(sys.argv[1], "w"), Log(sys.argv[2], "wb"), Closed(sys.argv[2], "rb")
+log.file.write("the last line")
+data.file.write(b"the last bytes")
+closed.file.close()
+atexit.register(print, "atexit ran")
+"""
+"""Files that nobody closes, which only the search for garbage would find."""
+
+
+@pytest.mark.parametrize("hurries", [True, False])
+def test_what_was_written_is_kept_and_nothing_is_looked_for(tmp_path: Path, hurries: bool) -> None:
+    """As after an ordinary end, which does look for what it may forget."""
+    log, data = tmp_path / "log", tmp_path / "data"
+    code = IN_A_CYCLE + ("hurry()\n" if hurries else "")
+    environ = {**os.environ, "PYTHONPATH": str(Path(resilient.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(log), str(data)],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=True,
+    )
+    assert (log.read_text(), data.read_bytes()) == ("the last line", b"the last bytes")
+    assert done.stdout.splitlines() == ["atexit ran"] + ["looked for"] * (0 if hurries else 3)
+    assert done.stderr == ""
