@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a worker ends that others wait for: without a search for garbage, and with all that it had written."""
+"""How a worker ends that others wait for: though it caught its end, without a search for garbage, and with all that it
+had written."""
 
 import os
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from host import Host
 from supervised import LIMIT_S
 
 import resilient
+from resilient.link import board as words
 
 IN_A_CYCLE = """
 import atexit, gc, logging, sys, threading, weakref
@@ -56,3 +61,30 @@ def test_what_was_written_is_kept_and_nothing_is_looked_for(tmp_path: Path, hurr
     assert (log.read_text(), data.read_bytes()) == ("the last line", b"the last bytes")
     assert done.stdout.splitlines() == ["atexit ran"] + ["looked for"] * (0 if hurries else 3)
     assert done.stderr == ""
+
+
+def catches_everything(inside: socket.socket) -> None:
+    run = resilient.Run(state={"numbers": [1]})
+
+    @run.step
+    def step(batch: int) -> None:
+        try:
+            inside.send(b"!")
+            inside.recv(1)
+        except:  # noqa: E722  # what scripts do
+            inside.send(b"caught")
+
+    for batch in run.batches([0], steps=10**9):
+        step(batch)
+
+
+def test_a_worker_that_caught_its_end_leaves_at_the_next_boundary() -> None:
+    """Its peers wait for it, and a second signal never comes."""
+    ours, theirs = socket.socketpair()
+    with Host() as host, ours, theirs:
+        host.launch(catches_everything, theirs)
+        host.begin()
+        assert ours.recv(1) == b"!"
+        host.board.words[words.END] = 1
+        assert host.kill(signal.SIGTERM) == [143]
+        assert ours.recv(10) == b"caught"

@@ -16,6 +16,7 @@ from supervised import LIMIT_S
 
 from resilient.link.board import Board
 from resilient.supervisor.signals import WANTED, Signals
+from resilient.training.leaving import WayOut
 from resilient.training.signals import install
 
 REPOSITORY = Path(__file__).parents[1]
@@ -104,7 +105,7 @@ def test_a_worker_whose_host_is_gone_leaves_when_it_is_asked_to(supervised: bool
     before = signal.getsignal(signal.SIGTERM)
     board = Board.create(1)
     try:
-        install(board, 0, supervised=supervised, host_is_gone=lambda: True)
+        install(board, 0, WayOut(), supervised=supervised, host_is_gone=lambda: True)
         with pytest.raises(SystemExit) as left:
             signal.raise_signal(signal.SIGTERM)
     finally:
@@ -118,6 +119,7 @@ def test_a_worker_that_is_ending_already_is_left_to_it() -> None:
     code = """if True:
         import atexit, signal, sys
         from resilient.link.board import Board
+        from resilient.training.leaving import WayOut
         from resilient.training.signals import install
 
         def asked(name):
@@ -126,10 +128,62 @@ def test_a_worker_that_is_ending_already_is_left_to_it() -> None:
 
         atexit.register(asked, "registered before")
         board = Board.create(1)
-        install(board, 0, supervised=True, host_is_gone=lambda: True)
+        install(board, 0, WayOut(), supervised=True, host_is_gone=lambda: True)
         atexit.register(asked, "registered after")
         sys.exit(7)
     """
     command = [sys.executable, "-c", code]
     ended = subprocess.run(command, capture_output=True, timeout=LIMIT_S, cwd=REPOSITORY, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (7, b"registered after\nregistered before\n", b"")
+
+
+LEAVING = """if True:
+    import os, signal, sys
+    from resilient.link.board import ATTENTION, END, NOTHING, Board
+    from resilient.training.leaving import WayOut
+    from resilient.training.signals import install, leaving_later
+
+    board, way_out = Board.create(1), WayOut()
+    board.clear_orders()
+    board.words[END] = 1
+    install(board, 0, way_out, supervised=True, host_is_gone=lambda: False)
+
+    def told():
+        signal.raise_signal(signal.SIGTERM)
+
+    class Iterator:
+        def __del__(self):
+            told()
+
+    def generator():
+        try:
+            yield
+        finally:
+            told()
+
+    def next_boundary():
+        print("went on", board.words[ATTENTION] == NOTHING, flush=True)
+        way_out.take_again()
+
+"""
+"""A worker whose group is being ended."""
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("iterator = Iterator()\ndel iterator\nnext_boundary()", "went on False\n"),
+        ("begun = generator()\nnext(begun)\ndel begun\nnext_boundary()", "went on False\n"),
+        ("try:\n told()\nexcept:\n pass\nnext_boundary()", "went on False\n"),
+        ("try:\n told()\nfinally:\n told()\n print('cleared up', flush=True)\nnext_boundary()", "cleared up\n"),
+        ("try:\n way_out.take(143)\nfinally:\n told()\n print('cleared up', flush=True)", "cleared up\n"),
+        ("os.register_at_fork(after_in_parent=told)\nwith leaving_later():\n os.fork() or os._exit(0)", ""),
+    ],
+    ids=["in a finalizer", "in a generator's", "caught", "told twice", "told at the boundary", "around a fork"],
+)
+def test_a_worker_leaves_by_one_exception_that_is_not_lost(body: str, said: str) -> None:
+    """Python says nothing of exceptions that it ignores; where one cannot be raised, or was caught, the next boundary
+    is the end, and what a worker does on its way out is not disturbed."""
+    command = [sys.executable, "-c", LEAVING + body.replace("\n", "\n    ").join(["    ", "\n"])]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, cwd=REPOSITORY, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (143, said, "")

@@ -39,12 +39,16 @@ class Party:
 
     def clear(self) -> None:
         """The order is carried out, or dropped."""
-        self._words[ATTENTION] = NOTHING
+        self._attend(NOTHING)
         self._words[SNAPSHOT_STEP] = self._words[SNAPSHOT_SLOT] = NONE
 
     def end(self) -> None:
         """From now on SIGTERM means: leave, wherever you are."""
         self._words[END] = 1
+
+    def _attend(self, step: int) -> None:
+        # At the end a worker that could not leave where it was signalled has every boundary looked at.
+        self._words[ATTENTION] = 0 if self._words[END] else step
 
     def _name(self, choose: Callable[[int], int | None], slot: int, *, stop: bool) -> int | None:
         words = self._words
@@ -57,6 +61,6 @@ class Party:
             words[SNAPSHOT_STEP], words[SNAPSHOT_SLOT] = step, slot
             if stop:
                 words[STOP_STEP] = step
-        words[ATTENTION] = NOTHING if step is None else step
+        self._attend(NOTHING if step is None else step)
         words[PENDING] = 0
         return step

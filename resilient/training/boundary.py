@@ -16,7 +16,7 @@ from resilient.link.attach import Attachment
 from resilient.link.board import NONE, PENDING, SNAPSHOT_SLOT, SNAPSHOT_STEP, STOP_STEP
 from resilient.link.channel import Closed
 from resilient.link.messages import Leaving, SaveEnded
-from resilient.training.leaving import hurry
+from resilient.training.leaving import WayOut
 from resilient.training.snapshots import Snapshots
 
 NO_SNAPSHOT: Final = -2
@@ -28,14 +28,16 @@ _LOOK_S: Final = 0.0002
 class Boundary:
     """Obeys the board at one boundary."""
 
-    def __init__(self, attachment: Attachment, snapshots: Snapshots) -> None:
+    def __init__(self, attachment: Attachment, snapshots: Snapshots, way_out: WayOut) -> None:
         self._attachment = attachment
         self._words = attachment.board.words
         self._snapshots = snapshots
+        self._way_out = way_out
         self._taken = NONE
 
     def act(self, step: int) -> None:
         """Do what is ordered for the boundary of ``step``, if anything is."""
+        self._way_out.take_again()
         words = self._words
         while words[PENDING]:
             if not self._host_lives():
@@ -63,8 +65,7 @@ class Boundary:
         if not self._attachment.supervised and self._attachment.index == 0:  # else it is the supervisor that says it
             how = "saved" if saved else "not saved"
             sys.stderr.write(f"resilient: asked to leave by SIGTERM; step {step} is {how}\n")
-        hurry()
-        raise SystemExit(int(ExitCode.PREEMPTED_SAVED if saved else ExitCode.PREEMPTED_UNSAVED))
+        self._way_out.take(int(ExitCode.PREEMPTED_SAVED if saved else ExitCode.PREEMPTED_UNSAVED))
 
     def saved(self, step: int) -> bool:
         """Wait until the host says how saving ``step`` ended."""

@@ -48,6 +48,7 @@ from resilient.training.batches import Position, source_of
 from resilient.training.boundary import Boundary
 from resilient.training.error_record import LastWords
 from resilient.training.iterables import say
+from resilient.training.leaving import WayOut
 from resilient.training.progress import Progress
 from resilient.training.restore import Candidate
 from resilient.training.shares import regrouped
@@ -126,11 +127,12 @@ class Run:
         settings.forget_link()
         fence: Fence = [None]
         self._snapshots = Snapshots(link, self._parts, self._capture_own, fence)
-        self._boundary = Boundary(link, self._snapshots)
+        way_out = WayOut()
+        self._boundary = Boundary(link, self._snapshots, way_out)
         self._progress = Progress(
             link.board, link.index, begin=self._put_generators_back, boundary=self._boundary.act, fence=fence
         )
-        signals.install(link.board, link.index, supervised=link.supervised, host_is_gone=link.host_is_gone)
+        signals.install(link.board, link.index, way_out, supervised=link.supervised, host_is_gone=link.host_is_gone)
         self._last_words.step = lambda: self._progress.entered
         self._last_words.batch = lambda messages: self._stream.told(messages) if self._stream else None
         without_stacks = _register_stacks(facts)

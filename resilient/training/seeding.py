@@ -27,6 +27,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from resilient.training.signals import leaving_later
+
 _PR_SET_PDEATHSIG: Final = 1
 _HIGHEST: Final = 1 << 53
 _ENDING_S: Final = 1.0
@@ -213,16 +215,18 @@ class Workers:
 
     @contextlib.contextmanager
     def beginning(self) -> Iterator[None]:
-        """Workers that are started in it inherit a block of SIGTERM, and lift it when their own handler stands."""
+        """Workers that are started in it inherit a block of SIGTERM, and lift it when their own handler stands; what
+        the training process gets of it, it obeys afterwards."""
         if self._ending is None:
             yield
             return
         self._ending.value = 0
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        try:
-            yield
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        with leaving_later():
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+            try:
+                yield
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def end(self) -> None:
         """From now on they obey a SIGTERM; not where a process ends that the training has forked."""

@@ -14,6 +14,7 @@ from resilient.errors import SettingsError
 from resilient.link.board import Board
 from resilient.training import rng
 from resilient.training.position import Position, Source, Tree
+from resilient.training.signals import leaving_later
 from resilient.training.whereabouts import Whereabouts
 
 _GONE: Final = object()
@@ -65,7 +66,7 @@ class Stream:
         """The next batch; ``now``, where given, is what the generators are put to before it is fetched."""
         ask = self.where.ask
         if self._torn:
-            self._epoch, self._torn = None, False
+            self._let_go()
         while True:
             if self._epoch is None:
                 self._epoch = self._open(now)
@@ -86,7 +87,7 @@ class Stream:
                 raise SettingsError("cannot train: the loader gives no batch; check data set, batch size, drop_last")
             epoch = self._begun.epoch + 1
             self._begun, self._used = replace(self._begun, epoch=epoch, used=0, before=0, start=None, own=None), 0
-            self._epoch = None
+            self._let_go()
 
     def told(self, messages: Sequence[str]) -> Batch | None:
         """The batch that an exception with these messages, of itself and of its causes, is about."""
@@ -127,4 +128,8 @@ class Stream:
     def close(self) -> None:
         """Let go of the iterator and its workers."""
         self._source.close()
-        self._epoch = None
+        self._let_go()
+
+    def _let_go(self) -> None:
+        with leaving_later():  # a DataLoader's iterator waits for its workers where it is finalized
+            self._epoch, self._torn = None, False
