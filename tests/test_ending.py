@@ -73,6 +73,18 @@ def test_of_a_run_that_was_never_opened_nothing_is_claimed() -> None:
     assert "so far: step 9 was reached, 0 attempts; step 7 is saved" in known
 
 
+@pytest.mark.parametrize(("has_store", "words"), [(True, "the checkpoint store cannot be used"), (False, "on record")])
+def test_what_cannot_be_put_on_record_is_not_called_a_bug(has_store: bool, words: str) -> None:
+    """199 has two meanings, and people are told the one that is meant."""
+    said = last_words(
+        199, "no answer", "look", target="/j", attempts=0, highest_step=0, durable_step=0, unrecorded=True,
+        has_store=has_store,
+    )  # fmt: skip
+    headline = said.splitlines()[0]
+    assert words in headline
+    assert "bug" not in headline
+
+
 def test_words_of_workers_make_no_lines() -> None:
     """Line ends in a reason are blanks, and a reason without end is cut."""
     said = words(114, why="x\nresilient: finished\r\n" + "y" * 10_000)

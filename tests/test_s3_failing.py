@@ -203,7 +203,9 @@ def test_a_small_operation_is_asked_once(store: Store, proxy: Proxy, operation: 
     assert 1 <= proxy.calls[operation] <= 1 + again
 
 
-@pytest.mark.parametrize(("word", "advice"), [("skewed", "clock"), ("expired", "credentials"), ("denied", "may list")])
+@pytest.mark.parametrize(
+    ("word", "advice"), [("skewed", "clock"), ("expired", "credentials"), ("denied", "to list, read")]
+)
 def test_a_refusal_says_what_to_do(store: Store, proxy: Proxy, word: str, advice: str) -> None:
     """Permissions are not the cure of a wrong clock."""
     proxy.fail_always("PutObject", word)

@@ -110,6 +110,10 @@ def explain(error: BaseException, doing: str, *secrets: str) -> StoreError:
     said = next((text for text in map(str, _chain(told)) if text), "")
     said = said or ("its file system cannot do that" if isinstance(told, NotImplementedError) else "it said nothing")
     text = scrub(" ".join(said.split())[:300], *secrets)
+    if any(type(cause).__name__ in _DENIED_TYPES for cause in _chain(told)):
+        return kind(
+            f"cannot {doing}: there are no credentials for the store ({type(told).__name__}: {text}); {_NO_CREDENTIALS}"
+        )
     advice = next((_ADVICE_BY_CODE[code] for code in map(_code, _chain(error)) if code in _ADVICE_BY_CODE), "")
     return kind(f"cannot {doing}: {type(told).__name__}: {text}; {advice or _ADVICE[kind]}")
 
@@ -127,15 +131,16 @@ def code_of(error: BaseException) -> str:
 
 
 _ADVICE: Final[dict[type[StoreError], str]] = {
-    Unreachable: "it is tried again; check that the store can be reached from this pod",
+    Unreachable: "it is tried again: check that the store can be reached from this pod",
     Answered: "check the URL of the checkpoints",
-    Denied: "check that this pod may list, read, write and delete there",
+    Denied: "allow this pod, or the credentials that it has, to list, read, write and delete in this store",
     Full: "free space there, or keep fewer checkpoints",
     Missing: "check the URL of the checkpoints, and that its bucket or mount exists",
     Exists: "somebody else was first",
 }
 
 
+_NO_CREDENTIALS: Final = "give this pod credentials for this store, in its environment or by its service account"
 _ADVICE_BY_CODE: Final = {
     "RequestTimeTooSkewed": "set the clock of this node: it differs from that of the store",
     "ExpiredToken": "give this pod credentials that last, or that are renewed",

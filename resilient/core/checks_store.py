@@ -19,6 +19,8 @@ SLOW_S: Final = 10.0
 """Five small requests, each of which a store that is near answers in a fraction of a second."""
 WRONG: Final = frozenset({"settings", "corrupt", "damaged", "missing", "refused"})
 """Answers that no waiting cures: 115. Any other is retried by ``resilient run``, and then is 193."""
+ADVISED: Final = frozenset({"settings", "locked", "denied", "missing"})
+"""Whose messages end with what to do; an error of a store may end in anything."""
 
 ERRORS: Final = "https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html"
 
@@ -26,7 +28,7 @@ ERRORS: Final = "https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.
 def _store(store: StoreFacts, asked: Asked) -> Judgement:
     if store.kind:
         wrong = store.kind in WRONG
-        found, do = remedy_apart(store.why) if store.kind == "settings" else (store.why, "")
+        found, do = remedy_apart(store.why) if store.kind in ADVISED else (store.why, "")
         usual = "correct the URL or create what it names" if wrong else "see the reason; the store's side must change"
         return fail(found, do or usual, ExitCode.CONFIG_FAULT if wrong else ExitCode.RESTART)
     if store.made_in:

@@ -119,6 +119,8 @@ class Exit:
     """One plain sentence."""
     do: str
     """What the reader can do, or what happens next."""
+    unrecorded: bool = False
+    """It could not be put on record, and the code is for that."""
 
 
 Command = (

@@ -44,7 +44,6 @@ RESERVE_S: Final = 3.0
 RESERVE_SHARE: Final = 0.3
 """Of the platform's grace so much, and no more than these seconds, is kept for putting the exit on record."""
 
-NO_RECORD: Final = "give --checkpoints, or pass RESILIENT_FAILURE_COUNT and RESILIENT_IGNORED_COUNT"
 FINISHED: Final = Decision(code=ExitCode.FINISHED, why="all steps are done", do="nothing")
 
 
@@ -358,19 +357,15 @@ def record_failed(job: Job, event: ev.RecordFailed | ev.DeadlinePassed, now: flo
     if ending.code == ExitCode.FINISHED or job.terms.counters_bound:
         note = f"{going_on(ending.why)} (not on record: {why})"
         return _exit(replace(job, ending=replace(ending, why=note)))
-    blocked = Decision(
-        code=ExitCode.INTERNAL,
-        why=f"{going_on(ending.why)}; that exit ({ending.code}) could not be put on record: {why}",
-        do="restore the checkpoint store; the job goes on from its newest checkpoint" if job.has_store else NO_RECORD,
-    )
-    return _exit(replace(job, ending=blocked))
+    return _exit(replace(job, ending=policy.unrecorded(ending, why, has_store=job.has_store)))
 
 
 def _exit(job: Job) -> Step:
     ending = job.ending
     assert ending is not None, "nothing was decided"
     assert ending.code is not None, "a restart is not an ending"
-    return replace(job, phase=Phase.ENDED), (ClearDeadline(), Exit(code=ending.code, why=ending.why, do=ending.do))
+    last = Exit(code=ending.code, why=ending.why, do=ending.do, unrecorded=ending.unrecorded)
+    return replace(job, phase=Phase.ENDED), (ClearDeadline(), last)
 
 
 def broken(job: Job, event: ev.Broken, now: float) -> Step:

@@ -18,6 +18,7 @@ from resilient.core.edges import Step, end, end_by, examine
 from resilient.core.edges_preflight import check_denials
 from resilient.core.exit_codes import ExitCode
 from resilient.core.job import Job, Phase
+from resilient.core.policy import Decision
 
 _TOLD: Final = 2
 """Checkpoints that cannot be used: the others mostly have the same wrong with them."""
@@ -99,7 +100,8 @@ def open_hung(job: Job, event: ev.DeadlinePassed, now: float) -> Step:
 def open_failed(job: Job, event: ev.OpenFailed, now: float) -> Step:
     if event.wrong:
         return end(job, ExitCode.CONFIG_FAULT, event.why, event.do or "correct the checkpoint URL or its settings", now)
-    return end(job, ExitCode.RESTART, event.why, "a fresh container tries the store again", now)
+    do = event.do or "a fresh container tries the store again"
+    return end_by(job, Decision(code=ExitCode.RESTART, why=event.why, do=do, for_store=event.do), now)
 
 
 def announced(job: Job, event: ev.Announced, now: float) -> Step:

@@ -195,6 +195,24 @@ class Decision:
     """The fault that ends it, where one does."""
     suspect: Suspect | None = None
     """What is kept off from now on."""
+    for_store: str = ""
+    """What is to be done about the checkpoint store, where that is what ends it."""
+    unrecorded: bool = False
+    """It could not be put on record, and the code is for that."""
+
+
+RESTORE: Final = "restore the checkpoint store; the job goes on from its newest checkpoint"
+NO_RECORD: Final = "give --checkpoints, or pass RESILIENT_FAILURE_COUNT and RESILIENT_IGNORED_COUNT"
+
+
+def unrecorded(ending: Decision, why: str, *, has_store: bool) -> Decision:
+    """What becomes of an ending that must be on record and is not: one that every controller counts."""
+    return Decision(
+        code=ExitCode.INTERNAL,
+        why=f"{going_on(ending.why)}; that exit ({ending.code}) could not be put on record: {why}",
+        do=ending.for_store or (RESTORE if has_store else NO_RECORD),
+        unrecorded=True,
+    )
 
 
 def decide(

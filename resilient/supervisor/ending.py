@@ -16,6 +16,8 @@ from resilient.core.exit_codes import OBSERVED_FAILURE, ExitCode
 from resilient.core.grammar import going_on
 
 _SENTENCE_CHARS: Final = 600
+_UNRECORDED: Final = "what it was to end with could not be put on record"
+_SHUT: Final = "the checkpoint store cannot be used, and without it nothing can be put on record"
 _KILLED: Final = 137
 """128 + SIGKILL: nobody of ours exits with it."""
 
@@ -132,15 +134,18 @@ def last_words(
     durable_step: int,
     verdict: Verdict | None = None,
     in_kubernetes: bool = False,
+    unrecorded: bool = False,
+    has_store: bool = False,
 ) -> str:
     """What is said last, at most a dozen lines; ``target`` is what ``resilient explain`` is to be given."""
     known = meaning(code)
+    means = known.means if not unrecorded else _SHUT if has_store else _UNRECORDED
     reached = _reached(attempts, highest_step)
     more = f"resilient: read more: resilient explain {shlex.quote(target)}\n"
     if code == ExitCode.FINISHED:
         return _lines(f"finished: {going_on(why)}; {reached}") + more
     said = _lines(
-        f"ended with exit code {code} ({known.name}): {known.means}",
+        f"ended with exit code {code} ({known.name}): {means}",
         _what_failed(verdict),
         f"why: {why}",
         _judged(verdict, why),

@@ -109,5 +109,7 @@ def _leave(scene: Scene, supervisor: Supervisor, exit_: cm.Exit) -> None:
         durable_step=job.ledger.committed_step,
         verdict=verdict,
         in_kubernetes=scene.platform.in_kubernetes,
+        unrecorded=exit_.unrecorded,
+        has_store=job.has_store,
     )
     scene.console.write(2, scene.redactor.clean(words, 8192).encode())

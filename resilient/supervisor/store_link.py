@@ -16,7 +16,7 @@ from resilient.checkpoint import deny_list
 from resilient.checkpoint.layout import Debit, FinishedMark
 from resilient.checkpoint.requests import Deny, Failed, Finish, Open, Opened, Record, Reply, Request, Ship
 from resilient.core import events as ev
-from resilient.core.checks_store import WRONG
+from resilient.core.checks_store import ADVISED, WRONG
 from resilient.core.denied import Suspect
 from resilient.core.grammar import remedy_apart
 from resilient.settings import Settings
@@ -126,8 +126,7 @@ class StoreLink:
                 wrong = reply.kind in WRONG or locked
                 if wrong or time.monotonic() + REOPEN_S >= until:
                     self._opening = False
-                    # Of our own refusals the last part says what to do; an error of a store may end in anything.
-                    why, do = remedy_apart(reply.why) if locked or reply.kind == "settings" else (reply.why, "")
+                    why, do = remedy_apart(reply.why) if reply.kind in ADVISED else (reply.why, "")
                     then(ev.OpenFailed(why=why, wrong=wrong, do=do))
                     self._let_go()
                 else:
