@@ -66,6 +66,16 @@ def test_this_machine_can_train(folder: Folder) -> None:
     assert everything_below(folder.path) == before
 
 
+@pytest.mark.parametrize("flags", [("--quick",), ()])
+def test_the_platforms_deny_list_is_read_in_a_hurry_too(folder: Folder, flags: tuple[str, ...]) -> None:
+    """A start reads it as well, and would refuse this node."""
+    folder.environ |= {"RESILIENT_NODE": "gpu-1", "CUDA_VISIBLE_DEVICES": ""}
+    listed = folder.script('{"node": "gpu-1", "why": "fan"}', "denied")
+    code, found = examined(folder, *flags, "--deny-list", listed, "train.py")
+    assert code == 198
+    assert "fan" in found["deny-list"]["found"]
+
+
 @pytest.mark.parametrize(
     ("fault", "code", "words"), [("denied", 193, "list, read, write and delete"), ("full", 193, "free space")]
 )

@@ -91,7 +91,8 @@ def examine(subject: Subject, environ: Mapping[str, str], *, quick: bool) -> Rep
         raise SettingsError(
             f"cannot examine this machine: {sys.platform} has neither memfds nor cgroups; do it where the training runs"
         )
-    measured = {**measure(quick_errands(subject), environ)}
+    first = quick_errands(subject) | (deny_list_errands(subject) if quick else {})
+    measured = {**measure(first, environ)}
     if not quick:
         measured |= measure(network_errands(subject), environ)
         measured |= measure(torch_errands(subject), {**environ, **ALONE})

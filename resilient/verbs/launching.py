@@ -42,7 +42,8 @@ Exit code: 0 if nothing failed (warnings are allowed), else 198 (this node), 115
 answered) or 193 (the store refuses or does not answer); the first of these where several failed.
 
   --json         the findings as JSON
-  --quick        only what resilient run looks at before it starts: nothing that needs torch, the store or the network
+  --quick        only what resilient run looks at before it starts: nothing that needs torch, the store or the network,
+                 but for a --deny-list, which is read
   --devices N    devices that must be visible [as many as NVIDIA_VISIBLE_DEVICES lists]
   --peers A,B    host names that must resolve [MASTER_ADDR]
 """
