@@ -122,6 +122,30 @@ def test_safetensors_has_plain_names(saved: SavedRun, export: Export, tmp_path: 
     assert same(dict(fresh.state_dict()), dict(model.state_dict()))
 
 
+@pytest.mark.parametrize(
+    ("parts", "flags", "words"),
+    [
+        (("model", "numbers"), ("--part", "numbers"), "choose from the parts that do, 'model', or use --format torch"),
+        (("numbers",), (), "cannot export the state as safetensors: it holds no tensors; use --format torch"),
+    ],
+)
+def test_safetensors_of_no_tensors_is_refused(
+    saved: SavedRun,
+    export: Export,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    parts: tuple[str, ...],
+    flags: tuple[str, ...],
+    words: str,
+) -> None:
+    """A file without a tensor is of no use to anybody."""
+    state = {"model": dict(trained()[0].state_dict()), "numbers": {"seen": [1, 2.0], "name": "a"}}
+    saved.save("1-5", [{name: state[name] for name in parts}])
+    assert export("safetensors", *flags) == 115
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_dcp_loads_it(saved: SavedRun, export: Export, tmp_path: Path) -> None:
     """Into a state of the same form, optimizer and numbers included."""

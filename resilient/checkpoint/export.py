@@ -94,6 +94,21 @@ def part_of(state: Tree, part: str | None) -> Any:
     return state[part]
 
 
+def with_tensors(state: Tree, part: str | None) -> Any:
+    """The same for a format that holds nothing but tensors: there has to be one."""
+    chosen = part_of(state, part)
+    if not _has_tensor(chosen):
+        others = ", ".join(repr(name) for name in state if _has_tensor(state[name]))
+        it = "the state" if part is None else f"part {part!r}"
+        do = f"choose from the parts that do, {others}, or use --format torch" if others else "use --format torch"
+        raise CheckpointError(f"cannot export {it} as safetensors: it holds no tensors; {do}")
+    return chosen
+
+
+def _has_tensor(value: Any) -> bool:
+    return any(isinstance(leaf, (torch.Tensor, np.ndarray)) for _, leaf in leaves(value))
+
+
 def _read(store: Store, name: str, file: FileRecord) -> memoryview:
     """An image in memory that is only taken as it is filled."""
     try:

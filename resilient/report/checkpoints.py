@@ -161,7 +161,8 @@ def export_command(url: str, name: str, *, to: str, kind: str, rank: int, part: 
 
         whole = _patiently()(export.read_state, opened.store, str(chosen), manifest, rank)
         lock.check()
-    found = export.portable(export.part_of(whole, part))
+    choose = export.with_tensors if kind == "safetensors" else export.part_of
+    found = export.portable(choose(whole, part))
     land(target, lambda path: export.save_as(kind, found.tree, path, export.about(str(chosen), manifest, rank)))
     for note in found.notes[:_MOST_NOTES]:
         print_line(note)
