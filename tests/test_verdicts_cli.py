@@ -76,22 +76,27 @@ def test_records_are_judged_one_by_one(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_a_field_that_cannot_be_used_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The record is judged by what is left of it."""
+    """The record is judged by what is left of it, and the next one as ever; the exit code says that."""
     path = tmp_path / "records.jsonl"
-    path.write_text(json.dumps({"id": "q", "exit_code": "one", "signal": 1 << 70, "stderr": BUG, "ranks": [1]}) + "\n")
-    assert cli.main(["classify", "--jsonl", str(path)]) == 0
+    odd = {"id": "q", "exit_code": "one", "signal": 1 << 70, "stderr": BUG, "ranks": [1]}
+    path.write_text(f'{json.dumps(odd)}\n{{"id": "next", "exit_code": 1}}\n')
+    assert cli.main(["classify", "--jsonl", str(path)]) == 115
     said = capsys.readouterr()
-    assert json.loads(said.out)["action"] == "stop"
+    judged = [json.loads(line) for line in said.out.splitlines()]
+    assert [(each["id"], each["action"]) for each in judged] == [("q", "stop"), ("next", "investigate")]
+    assert all("in line 1 of" in line and "judged without" in line for line in said.err.splitlines())
     assert [line.split()[3] for line in said.err.splitlines()] == ["exit_code", "signal", "ranks"]
 
 
 @pytest.mark.parametrize("line", ["{", "[]", "3"])
 def test_what_is_no_record_is_refused(line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """By its line number."""
+    """By its line number; the others are judged."""
     path = tmp_path / "records.jsonl"
-    path.write_text(f"{{}}\n{line}\n")
+    path.write_text(f'{{"id": 1}}\n{line}\n{{"id": 3}}\n')
     assert cli.main(["classify", "--jsonl", str(path)]) == 115
-    assert "cannot read line 2" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "cannot use line 2" in said.err
+    assert [json.loads(each)["id"] for each in said.out.splitlines()] == [1, 3]
 
 
 def test_a_file_that_is_not_there_is_refused() -> None:

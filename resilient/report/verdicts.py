@@ -14,6 +14,7 @@ from rich.console import Console
 
 from resilient.core.causes import Verdict
 from resilient.core.classify import classify
+from resilient.core.exit_codes import ExitCode
 from resilient.core.history import HISTORY_RULES, HistoryRule
 from resilient.core.log_text import LOG_CHARS, SIGNALS, Ending, read_log
 from resilient.core.redact import Redactor
@@ -36,14 +37,15 @@ def classify_command(source: str, *, jsonl: bool, own: Sequence[Rule] = ()) -> i
         verdict = judge_text(_tail(source), rules=rules)
         _show(verdict, console) if console.is_terminal else _print(as_json(_name(source), verdict))
         return 0
-    judged = (judge_record(record, rules) for record in _records(source))
+    unused: list[str] = []
+    judged = (judge_record(record, rules) for record in _records(source, unused))
     if console.is_terminal:
         rows = [[str(found[key] if found[key] is not None else "") for key in _KEYS] for found in judged]
         print_table([key.upper() for key in _KEYS], rows, console)
     else:
         for found in judged:
             _print(found)
-    return 0
+    return ExitCode.CONFIG_FAULT if unused else ExitCode.FINISHED
 
 
 def rules_command(own: Sequence[Rule], *, as_json: bool) -> int:
@@ -136,15 +138,21 @@ def _tail(source: str) -> str:
         return file.read(LOG_CHARS).decode("utf-8", "replace")
 
 
-def _records(source: str) -> Iterator[dict[str, Any]]:
+def _records(source: str, unused: list[str]) -> Iterator[dict[str, Any]]:
     if source == "-":
-        yield from _parsed(sys.stdin.buffer, source)
+        yield from _parsed(sys.stdin.buffer, source, unused)
         return
     with _open(source) as file:
-        yield from _parsed(file, source)
+        yield from _parsed(file, source, unused)
 
 
-def _parsed(file: BinaryIO, source: str) -> Iterator[dict[str, Any]]:
+def _parsed(file: BinaryIO, source: str, unused: list[str]) -> Iterator[dict[str, Any]]:
+    """``unused`` gets what cannot be used, which is said as well: others write these records."""
+
+    def say(what: str, why: str) -> None:
+        unused.append(f"cannot use {what} {number} of {shown(source, 1000)}: {why}")
+        sys.stderr.write(f"resilient: {unused[-1]}\n")
+
     number = 0
     while line := file.readline(_RECORD_BYTES):
         number += 1
@@ -155,15 +163,15 @@ def _parsed(file: BinaryIO, source: str) -> Iterator[dict[str, Any]]:
         except (ValueError, RecursionError):
             record = None
         if not isinstance(record, dict):
-            raise SettingsError(f"cannot read line {number} of {source}: not a JSON object; give one record a line")
+            say("line", "it is no JSON object; give one record a line")
+            continue
         for name in _unread(record):
-            where = f"line {number} of {shown(source, 1000)}"
-            sys.stderr.write(f"resilient: cannot use {name} in {where}: it is no {_FIELDS[name]}; correct it\n")
+            say(f"{name} in line", f"it is no {_FIELDS[name]}; correct it, as the record was judged without")
         yield record
 
 
 def _unread(record: Mapping[str, Any]) -> list[str]:
-    """Fields that are judged as if they were not there: others write these records, which is no reason to stop."""
+    """Fields without which the record is judged."""
     usable = {
         "exit_code": _number(record.get("exit_code")) is not None,
         "signal": _signal(record.get("signal")) is not None,

@@ -13,7 +13,8 @@ from resilient.toml_files import read_rules
 from resilient.verbs.parsing import Verbs, add_json, command
 
 _CLASSIFY: Final = """\
-In words on a terminal, else as JSON. Exit code 0 whatever the verdict is; 115 where a file cannot be read.
+In words on a terminal, else as JSON. Exit code 0 whatever the verdict is; 115 where a file, a record or a field of one
+cannot be read, which is named, and the rest is judged.
 A verdict asks for an action:
 
 """
