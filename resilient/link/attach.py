@@ -28,7 +28,7 @@ from resilient.errors import ResilientError, SettingsError
 from resilient.facts import WorkerFacts
 from resilient.link.board import DESCRIPTORS, SLOTS, Board
 from resilient.link.channel import Channel, Closed, receive_descriptors
-from resilient.link.messages import FROM_HOST, FromHost
+from resilient.link.messages import FROM_HOST, FromHost, Refused
 
 KEEPER: Final = (sys.executable, "-m", "resilient.supervisor.standalone")
 CONNECT_S: Final = 60.0
@@ -82,6 +82,14 @@ class Attachment:
             except OSError:
                 self._gone = True
         return self._gone
+
+
+def tell_refused(facts: WorkerFacts) -> None:
+    """Say ``Refused`` to the supervisor, if there is one; the link stays as it is, for a script that tries again."""
+    if facts.link_fd is not None:
+        with contextlib.suppress(OSError, Closed), socket.socket(fileno=os.dup(facts.link_fd)) as sock:
+            if sock.family == socket.AF_UNIX:
+                Channel(sock, FROM_HOST).send(Refused())
 
 
 def attach(facts: WorkerFacts) -> Attachment:

@@ -122,12 +122,19 @@ class Communicated:
     """Why nothing is known of them."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """``Run()`` refuses what it was given, before ``Hello``: no step was made in this attempt, and none will be."""
+
+
 def ask_path(directory: str | os.PathLike[str], rank: int) -> Path:
     """The FIFO by which a supervisor asks for ``Communicated``: the link itself is read by the main thread only."""
     return Path(directory) / f"collectives-{rank}"
 
 
-FromWorker = Hello | Tried | Restored | Steps | PhaseNamed | Taken | NotTaken | AtEnd | Leaving | Note | Communicated
+FromWorker = (
+    Hello | Tried | Restored | Steps | PhaseNamed | Taken | NotTaken | AtEnd | Leaving | Note | Communicated | Refused
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,7 +204,20 @@ FromHost = Begin | Try | Go | Refuse | FinalSlot | AlreadyFinished | SaveEnded
 
 FROM_WORKER: Final[Mapping[str, type[FromWorker]]] = {
     kind.__name__: kind
-    for kind in (Hello, Tried, Restored, Steps, PhaseNamed, Taken, NotTaken, AtEnd, Leaving, Note, Communicated)
+    for kind in (
+        Hello,
+        Tried,
+        Restored,
+        Steps,
+        PhaseNamed,
+        Taken,
+        NotTaken,
+        AtEnd,
+        Leaving,
+        Note,
+        Communicated,
+        Refused,
+    )
 }
 FROM_HOST: Final[Mapping[str, type[FromHost]]] = {
     kind.__name__: kind for kind in (Begin, Try, Go, Refuse, FinalSlot, AlreadyFinished, SaveEnded)

@@ -187,6 +187,8 @@ class Host:
         match message:
             case ms.Hello():
                 self._hello(rank, message)
+            case ms.Refused():
+                self._hear_heartbeat()
             case ms.Tried():
                 self._tried(rank, message)
             case ms.Restored():
@@ -237,10 +239,13 @@ class Host:
         if self.agreement.note_restored(rank):
             self._train(now)
 
-    def _hello(self, rank: int, message: ms.Hello) -> None:
+    def _hear_heartbeat(self) -> None:
         if not self._heartbeat:
             self._heartbeat = True
             self._ports.emit(ev.HeartbeatOpened())
+
+    def _hello(self, rank: int, message: ms.Hello) -> None:
+        self._hear_heartbeat()
         if not self.agreement.hello(rank, message):
             return
         wrong = self.agreement.contradiction()

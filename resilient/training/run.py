@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from numbers import Real
-from typing import Any, Final, ParamSpec, SupportsFloat, TypeVar
+from typing import Any, Final, NoReturn, ParamSpec, SupportsFloat, TypeVar
 
 import torch
 from torch.utils.data import IterableDataset
@@ -27,7 +27,7 @@ from resilient.checkpoint import tensors
 from resilient.core.exit_codes import ExitCode
 from resilient.core.grammar import type_of
 from resilient.core.retention import METRICS, is_metric
-from resilient.errors import SettingsError
+from resilient.errors import ResilientError, SettingsError
 from resilient.link import attach
 from resilient.link.messages import (
     AlreadyFinished,
@@ -90,6 +90,7 @@ class Run:
         keep_every: int | None = None,
         keep_best: str | None = None,
         skip_bad_batches: int | None = None,
+        **unknown: NoReturn,
     ) -> None:
         if _built:
             raise SettingsError("cannot build a second Run: a worker has one; give all of its state to the first")
@@ -104,7 +105,17 @@ class Run:
         given: dict[str, object] = {"checkpoints": checkpoints, "every": every, "snapshot_every": snapshot_every}
         given |= {"keep": keep, "keep_every": keep_every, "keep_best": keep_best}
         given["skip_bad_batches"] = skip_bad_batches
-        texts = settings.run_texts({name: value for name, value in given.items() if value is not None})
+        given = {name: value for name, value in given.items() if value is not None} | unknown
+        try:
+            texts = self._checked(state, given)
+        except ResilientError:
+            attach.tell_refused(facts)
+            raise
+        self._attach(facts, texts)
+
+    def _checked(self, state: Mapping[str, object], given: Mapping[str, object]) -> Mapping[str, str]:
+        """Refuse what cannot work, before anything is started for it; gives the settings as texts."""
+        texts = settings.run_texts(given)
         self._state = dict(state) if isinstance(state, Mapping) else {}
         self._parts = parts_of(state)
         self._resumed_from: int | None = None
@@ -116,10 +127,10 @@ class Run:
         captured = self._capture_parts()
         flat = tensors.flatten(captured, path=("state",))  # refuses what cannot be saved, by its path
         sharing.refuse_unrestorable(self._parts, captured)
-        if facts.rank == 0 and (told := sharing.unsaved(self._parts, captured)):
-            warnings.warn(told, stacklevel=2)
+        if self._facts.rank == 0 and (told := sharing.unsaved(self._parts, captured)):
+            warnings.warn(told, stacklevel=3)
         self._devices = frozenset(t.device.index for t in flat.tensors.values() if t.device.type == "cuda")
-        self._attach(facts, texts)
+        return texts
 
     def _attach(self, facts: settings.WorkerFacts, texts: Mapping[str, str]) -> None:
         self._link = link = attach.attach(facts)
