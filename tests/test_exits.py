@@ -359,3 +359,24 @@ def test_a_run_is_supervised_once(folder: Folder) -> None:
     folder.script("print('took over')")
     after = folder.run("--checkpoints", folder.checkpoints, script)
     assert (after.code, after.attempts) == (0, 1), after.stderr
+
+
+AGAIN = """
+import time
+
+def fault(step):
+    while run.attempt == 2 and step == 2 and all(entry["attempt"] < 2 for entry in told("first_step")):
+        time.sleep(0.01)
+"""
+
+
+def test_steps_that_were_made_again_are_told(folder: Folder) -> None:
+    """An attempt that ends well where the one before it had failed has come as far as that one."""
+    script = folder.script(
+        training(AGAIN, loop="if run.step_number == STEPS and once('killed'): os.kill(os.getpid(), 9)")
+    )
+    ended = folder.run(script)
+    assert (ended.code, ended.attempts) == (0, 2), ended.stderr
+    told = folder.ask("explain", folder.path / "journal-1").stdout
+    assert "It reached step 4 and failed." in told
+    assert "It reached step 4 and finished." in told

@@ -352,8 +352,8 @@ NAMES = [
     "pid", "in_kubernetes", "steps",
 ]  # fmt: skip
 KINDS = [
-    "start", "event", "workers", "hello", "restore", "restored", "first_step", "snapshot", "checkpoint", "save_failed",
-    "cadence", "sample", "stacks", "note", "exit", "opened", "already_finished", "unheard of",
+    "start", "event", "workers", "hello", "restore", "restored", "first_step", "reached", "snapshot", "checkpoint",
+    "save_failed", "cadence", "sample", "stacks", "note", "exit", "opened", "already_finished", "unheard of",
 ]  # fmt: skip
 TYPES = ["Advanced", "WorkerEnded", "HangFound", "Opened", "Committed", "Collected", "StartWorkers", "Announce", "Exit"]
 parts = st.dictionaries(st.sampled_from(NAMES), json_values, max_size=4)

@@ -144,14 +144,20 @@ def _event(life: Life, entry: Entry, at: float) -> None:
 
 
 def _advanced(life: Life, event: Mapping[str, Json], at: float) -> None:
+    """Events tell of steps that nobody had made, entries of the journal of those that are made again as well."""
     step = whole(event, "step") or 0
     life.highest_step = max(life.highest_step, step)
     if life.attempt is not None:
         life.attempt.highest_step = max(life.attempt.highest_step, step)
 
 
+def _reached(life: Life, entry: Entry, at: float) -> None:
+    _advanced(life, entry.data, at)
+
+
 def _committed(life: Life, event: Mapping[str, Json], at: float) -> None:
     life.committed_step = max(life.committed_step, whole(event, "step") or 0)
+    life.highest_step = max(life.highest_step, life.committed_step)
 
 
 def _opened(life: Life, event: Mapping[str, Json], at: float) -> None:
@@ -166,7 +172,7 @@ def _worker_ended(life: Life, event: Mapping[str, Json], at: float) -> None:
 
 
 def _collected(life: Life, event: Mapping[str, Json], at: float) -> None:
-    """Steps that are done again are in no event of their own: how far they came is in the evidence."""
+    """A rank may have come further than all of them together."""
     attempt = life.attempt
     if attempt is None:
         return
@@ -276,12 +282,13 @@ def _restored(life: Life, entry: Entry, at: float) -> None:
 def _first_step(life: Life, entry: Entry, at: float) -> None:
     if life.attempt is not None:
         life.attempt.marks.setdefault("first step", at)
-        life.attempt.highest_step = max(life.attempt.highest_step, entry.whole("step") or 0)
+    _reached(life, entry, at)
 
 
 def _snapshot(life: Life, entry: Entry, at: float) -> None:
     life.snapshots += 1
     life.stall_s = max(life.stall_s, entry.number("stall_s") or 0.0)
+    _reached(life, entry, at)
 
 
 def _cadence(life: Life, entry: Entry, at: float) -> None:
@@ -291,7 +298,7 @@ def _cadence(life: Life, entry: Entry, at: float) -> None:
 def _checkpoint(life: Life, entry: Entry, at: float) -> None:
     life.checkpoints += 1
     life.newest = entry.text("name")
-    life.committed_step = max(life.committed_step, entry.whole("step") or 0)
+    _committed(life, entry.data, at)
 
 
 def _save_failed(life: Life, entry: Entry, at: float) -> None:
@@ -357,6 +364,7 @@ _LEARN: Final[Mapping[str, _Learn]] = {
     "restore": _restore,
     "restored": _restored,
     "first_step": _first_step,
+    "reached": _reached,
     "snapshot": _snapshot,
     "cadence": _cadence,
     "checkpoint": _checkpoint,

@@ -363,6 +363,8 @@ class Supervisor:
     def _on_crew(self, event: ev.Event) -> None:
         if isinstance(event, ev.WorkerEnded) and event.clean:
             self._host.loop_end.left(event.rank)
+        if isinstance(event, ev.GroupEnded) and (done := watching.completed(self._board)):  # also steps made again
+            self._scene.journal.write("reached", attempt=self.job.attempt, step=done)
         self._emit(event)
 
     def _order_stop(self) -> None:
