@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resilient.core.evidence import Place
+from resilient.core.classify import classify
+from resilient.core.evidence import Evidence, Hang, Place, RankEvidence
 from resilient.core.hangs import Alarm, Bounds, Reading, Watch, step_bound, tick
 
 TICK_S = 0.5
@@ -262,3 +263,20 @@ def test_no_alarm_comes_before_its_bound(moves: list[tuple[int, int, Place]], el
         if alarm is not None:
             assert alarm.rank in readings
             assert alarm.silent_s >= alarm.bound_s >= BOUNDS.hang_floor_s
+
+
+@pytest.mark.parametrize(
+    ("place", "completed", "words"),
+    [
+        (Place.STEP, 10, "in step 11 for 75 s"),
+        (Place.OUTSIDE, 10, "after step 10, outside of a step, for 75 s"),
+        (Place.OUTSIDE, 11, "after step 11, outside of a step, for 75 s"),
+        (Place.OUTSIDE, 0, "before the first step, outside of a step, for 75 s"),
+        (Place.UNKNOWN, None, "rank 0 stood still, outside of a step, for 75 s"),
+    ],
+)
+def test_a_hang_outside_of_a_step_is_put_into_none(place: Place, completed: int | None, words: str) -> None:
+    """The step that comes next is entered before its batch is there."""
+    rank = RankEvidence(rank=0, signal=9, stopped=True, place=place, step=11, completed=completed)
+    hang = Hang(rank=0, place=place, phase=None, silent_s=75, bound_s=60)
+    assert words in classify(Evidence(ranks=(rank,), hang=hang)).why

@@ -18,7 +18,7 @@ from resilient.core.causes import Cause, Verdict
 from resilient.core.collectives import Suspect
 from resilient.core.crowd import Crowd
 from resilient.core.device_blamed import device_blamed, only_device
-from resilient.core.evidence import UNNAMED, Evidence, RankEvidence
+from resilient.core.evidence import UNNAMED, Evidence, Place, RankEvidence
 from resilient.core.fingerprint import fingerprint
 from resilient.core.grammar import going_on
 from resilient.core.rule import Family, Role, Rule
@@ -170,16 +170,23 @@ def _between(symptoms: Symptoms) -> bool:
     return step is not None and completed is not None and completed >= step
 
 
+def _when(symptoms: Symptoms, *, outside: bool) -> str:
+    """``outside``: it was in no step; the one that it had entered is the next, whose batch is awaited."""
+    step = symptoms.rank.completed if outside else _step(symptoms)
+    if not step:
+        return " before the first step" if outside and step == 0 else ""
+    return f" {'after' if outside or _between(symptoms) else 'in'} step {step}"
+
+
 def _why(finding: _Finding) -> str:
     symptoms, hang = finding.symptoms, finding.symptoms.evidence.hang
-    is_hang = finding.rule.family is Family.HANG and hang is not None
-    frame = hang.where if is_hang and hang is not None else symptoms.frame
-    step = _step(symptoms)
-    when = "after" if _between(symptoms) else "in"
+    found = hang if finding.rule.family is Family.HANG else None
+    frame = found.where if found else symptoms.frame
     node = f" on {symptoms.rank.node}" if symptoms.rank.node else ""
     # Whoever has to correct the code wants to know where, before anything else.
-    first = finding.rule.cause in _TO_BE_CORRECTED and frame is not None and not is_hang
-    where = ("" if first or not frame else f" at {frame}") + (f" {when} step {step}" if step else "") + node
+    first = finding.rule.cause in _TO_BE_CORRECTED and frame is not None and not found
+    when = _when(symptoms, outside=found is not None and found.place is not Place.STEP)
+    where = ("" if first or not frame else f" at {frame}") + when + node
     head = symptoms.head[0] if symptoms.head else None
     who = "a worker" if symptoms.rank.rank == UNNAMED else f"rank {symptoms.rank.rank}"
     sentence = finding.rule.why.replace("rank {rank}", "{who}").format(

@@ -69,7 +69,7 @@ HANG_RULES: Final = (
     _hang(
         "hang-outside-step",
         *_HUNG,
-        "rank {rank} stood still{where} outside of a step for {silent_s:.0f} s, where {bound_s:.0f} s are allowed",
+        "rank {rank} stood still{where}, outside of a step, for {silent_s:.0f} s, where {bound_s:.0f} s are allowed",
         _hung(Place.OUTSIDE, Place.UNKNOWN, Place.FINISHED),
         _hang_example(Place.OUTSIDE),
         HANG,
