@@ -85,6 +85,12 @@ def test_what_cannot_be_put_on_record_is_not_called_a_bug(has_store: bool, words
     assert "bug" not in headline
 
 
+def test_what_is_left_to_do_after_the_end_of_the_work_is_said() -> None:
+    """Where that is nothing, nothing is said of it."""
+    assert "next: restore it" in words(0, do="restore it")
+    assert "next:" not in words(0, do="nothing")
+
+
 def test_words_of_workers_make_no_lines() -> None:
     """Line ends in a reason are blanks, and a reason without end is cut."""
     said = words(114, why="x\nresilient: finished\r\n" + "y" * 10_000)

@@ -99,3 +99,26 @@ def test_every_grace_leaves_time_for_each_part_of_leaving(grace_s: float, within
     )
     boundary, saved, recorded = (command.at for command in told if isinstance(command, SetDeadline))
     assert 0.0 < boundary < saved < recorded < (within_s or grace_s)
+
+
+FINISHING = (
+    ev.Opened(next_attempt=1, committed_step=0, ever_committed=False), ev.HeartbeatOpened(), ev.Advanced(step=5),
+    ev.Committed(step=3),
+    ev.WorkerEnded(rank=0, clean=True, finished=True), ev.GroupEnded(),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("settled", [ev.SaveSettled(durable_step=3, reached_step=5), ev.DeadlinePassed()])
+def test_a_final_state_that_is_not_durable_is_said(settled: ev.Event) -> None:
+    """The work is done, so that it is 0; also where the store never answers, and nothing can be put on record."""
+    stored = replace(ONE, has_store=True)
+    job, told = drive(stored, *FINISHING, settled, ev.Recorded())
+    assert job.ending is not None
+    assert code_of(told) == ExitCode.FINISHED
+    assert "the final state, of step 5, is not durable: the last checkpoint is of step 3" in job.ending.why
+    assert "why saving failed" in job.ending.do
+    job, told = drive(stored, *FINISHING, settled, ev.RecordFailed(why="no answer"))
+    assert job.ending is not None
+    assert code_of(told) == ExitCode.FINISHED
+    assert "the last checkpoint is of step 3 (not on record: no answer)" in job.ending.why
+    assert "start the run again: it goes on from step 3" in job.ending.do

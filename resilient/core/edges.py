@@ -288,20 +288,23 @@ def boundary_missed(job: Job, event: ev.DeadlinePassed, now: float) -> Step:
 
 
 def settled(job: Job, event: ev.SaveSettled, now: float) -> Step:
-    if job.ending is not None and job.ending.code == ExitCode.FINISHED and job.has_store:
-        reached = event.reached_step or 0
-        if event.durable_step < reached:
-            lost = f"the last state, of step {reached}, is not saved: step {event.durable_step} is"
-            why = f"{going_on(job.ending.why)}; but {lost}"
-            do = "see why saving failed: resilient explain"
-            if job.ending.why != FINISHED.why:
-                do = "no last snapshot is taken after `break`: save what you need of that state in the code behind it"
-            job = replace(job, ending=replace(job.ending, why=why, do=do))
+    job = _ended_with(job, event.durable_step, event.reached_step or 0)
     return _record(_left(job, event.durable_step, event.reached_step), now)
 
 
 def settled_late(job: Job, event: ev.DeadlinePassed, now: float) -> Step:
+    """The store has not answered in time: nothing is durable but what was before."""
+    job = _ended_with(job, job.ledger.committed_step, job.ledger.highest_step)
     return _record(_left(job, job.ledger.committed_step), now)
+
+
+def _ended_with(job: Job, durable_step: int, reached_step: int) -> Job:
+    """A training that is done says so where its final state is not durable."""
+    ending = job.ending
+    if ending is None or ending.code != ExitCode.FINISHED or not job.has_store or durable_step >= reached_step:
+        return job
+    by_break = ending.why != FINISHED.why
+    return replace(job, ending=policy.not_durable(ending, durable_step, reached_step, by_break=by_break))
 
 
 def _left(job: Job, durable_step: int, reached_step: int | None = None) -> Job:
@@ -355,8 +358,7 @@ def record_failed(job: Job, event: ev.RecordFailed | ev.DeadlinePassed, now: flo
     assert ending is not None, "nothing was decided"
     why = event.why if isinstance(event, ev.RecordFailed) else "the store did not answer in time"
     if ending.code == ExitCode.FINISHED or job.terms.counters_bound:
-        note = f"{going_on(ending.why)} (not on record: {why})"
-        return _exit(replace(job, ending=replace(ending, why=note)))
+        return _exit(replace(job, ending=policy.without_record(ending, why, job.ledger)))
     return _exit(replace(job, ending=policy.unrecorded(ending, why, has_store=job.has_store)))
 
 

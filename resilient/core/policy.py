@@ -199,6 +199,8 @@ class Decision:
     """What is to be done about the checkpoint store, where that is what ends it."""
     unrecorded: bool = False
     """It could not be put on record, and the code is for that."""
+    lost: bool = False
+    """The work is done, and its final state is in no checkpoint."""
 
 
 RESTORE: Final = "restore the checkpoint store; the job goes on from its newest checkpoint"
@@ -213,6 +215,25 @@ def unrecorded(ending: Decision, why: str, *, has_store: bool) -> Decision:
         do=ending.for_store or (RESTORE if has_store else NO_RECORD),
         unrecorded=True,
     )
+
+
+def not_durable(ending: Decision, durable_step: int, reached_step: int, *, by_break: bool) -> Decision:
+    """The work is done, and its final state is in no checkpoint."""
+    last = f"the last checkpoint is of step {durable_step}" if durable_step else "there is no checkpoint"
+    do = "see why saving failed: resilient explain"
+    if by_break:
+        do = "no last snapshot is taken after `break`: save what you need of that state in the code behind it"
+    why = f"{going_on(ending.why)}; but the final state, of step {reached_step}, is not durable: {last}"
+    return replace(ending, why=why, do=do, lost=True)
+
+
+def without_record(ending: Decision, why: str, ledger: Ledger) -> Decision:
+    """An ending that stands although it is not on record; a start again does not know of it."""
+    do = ending.do
+    if ending.lost:
+        where = f"goes on from step {ledger.committed_step}" if ledger.committed_step else "begins anew"
+        do = f"restore the checkpoint store and start the run again: it {where}"
+    return replace(ending, why=f"{going_on(ending.why)} (not on record: {why})", do=do)
 
 
 def decide(

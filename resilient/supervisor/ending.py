@@ -143,7 +143,7 @@ def last_words(
     reached = _reached(attempts, highest_step)
     more = f"resilient: read more: resilient explain {shlex.quote(target)}\n"
     if code == ExitCode.FINISHED:
-        return _lines(f"finished: {going_on(why)}; {reached}") + more
+        return _lines(f"finished: {going_on(why)}; {reached}", f"next: {do}" if do != known.do else "") + more
     said = _lines(
         f"ended with exit code {code} ({known.name}): {means}",
         _what_failed(verdict),
