@@ -31,7 +31,7 @@ VICTIM = 1
 STARTED = re.compile(r"rank (\d+) of \d+ on \S+, process (\d+)")
 STEP = re.compile(r"step (\d+)/\d+, loss ")
 READ_MORE = "resilient: read more: "
-"""Of a directory that is gone when the demo ends; the page is printed here instead."""
+"""Of a directory that is gone when the demo ends; the page is printed here instead, and no command for it."""
 
 console = Console(highlight=False, markup=False, soft_wrap=True)
 
@@ -141,7 +141,7 @@ def explain(training: Training) -> None:
     page = subprocess.run(
         [sys.executable, "-m", "resilient", "explain", str(training.journal)], stdout=subprocess.PIPE, text=True
     )
-    console.print(f"\n$ resilient explain {training.journal}\n", style="bold")
+    console.print("\nWhat resilient explain says of the second training:\n", style="bold")
     console.print(page.stdout)
     promise(page.returncode == 0 and bool(page.stdout.strip()), "the page says what happened")
 

@@ -30,9 +30,10 @@ def check(tmp_path: Path, *arguments: str) -> None:
     assert demo.returncode == 0, demo.stdout + demo.stderr
     assert demo.stdout.count("  ok  ") == 6
     assert ">>> kill -KILL" in demo.stdout
-    assert "SIGKILL" in demo.stdout.split("$ resilient explain")[1]
+    assert "SIGKILL" in demo.stdout.split("What resilient explain says")[1]
     assert "both ended with the same bits" in demo.stdout
     assert "read more" not in demo.stdout
+    assert f"explain {tmp_path}" not in demo.stdout  # which is gone, so that nobody can look there
     assert not list(tmp_path.glob("resilient*"))  # torch keeps a cache of its own there
 
 
