@@ -90,7 +90,7 @@ CASES: Final[dict[str, tuple[tuple[Any, str], ...]]] = {
     "name-malformed": (
         (edited(BACKUP, ("metadata", {})), "metadata.name: Required value: name or generateName is required"),
         (edited(BACKUP, ("metadata.name", "My_Job")), "a lowercase RFC 1123 subdomain must consist of"),
-        (edited(BACKUP, ("metadata.namespace", "a.b")), 'metadata.namespace: Invalid value: "a.b": a lowercase RFC'),
+        (edited(BACKUP, ("metadata.namespace", "a.b")), 'metadata.namespace: Invalid value: "a.b": must not contain'),
     ),
     "annotation-malformed": (
         (edited(BACKUP, ("metadata.annotations", {"a b": "c"})), 'metadata.annotations: Invalid value: "a b": name'),

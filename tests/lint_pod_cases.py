@@ -11,7 +11,6 @@ _POD: Final = "spec.template.spec"
 _COPY: Final = f"{_POD}.containers.0"
 MOUNT: Final = {"name": "data", "mountPath": "/data"}
 VOLUME: Final = {"name": "data", "emptyDir": {}}
-FIELD: Final = "valueFrom"
 
 
 def copy(**fields: Any) -> Any:
@@ -67,18 +66,6 @@ CASES: Final[dict[str, tuple[tuple[Any, str], ...]]] = {
         (edited(copy(volumeMounts=[MOUNT, MOUNT]), (f"{_POD}.volumes", [VOLUME])), '"/data": must be unique'),
         (edited(copy(volumeMounts=[{"name": "data"}]), (f"{_POD}.volumes", [VOLUME])), "mountPath: Required value"),
     ),
-    "variable-name": ((copy(env=[{"value": "1"}]), "env[0].name: Required value"),),
-    "variable-source": (
-        (
-            copy(env=[{"name": "A", "value": "1", FIELD: {"fieldRef": {"fieldPath": "metadata.name"}}}]),
-            "valueFrom: Invalid value: may not be specified when `value` is not empty",
-        ),
-    ),
-    "field-unknown": (
-        (copy(env=[{"name": "A", FIELD: {"fieldRef": {"fieldPath": "spec.node"}}}]), 'Unsupported value: "spec.node"'),
-        (copy(env=[{"name": "A", FIELD: {"fieldRef": {"fieldPath": "metadata.labels"}}}]), '"metadata.labels"'),
-        (copy(env=[{"name": "A", FIELD: {"fieldRef": {}}}]), "fieldPath: Required value"),
-    ),
     "container-restart-policy": (
         (
             copy(restartPolicyRules=[{"action": "Restart", "exitCodes": {"operator": "In", "values": [1]}}]),
@@ -107,6 +94,10 @@ CASES: Final[dict[str, tuple[tuple[Any, str], ...]]] = {
         (copy(resources={"limits": {"memory": "16 GB"}}), "quantities must match the regular expression"),
         (look({"limits": {"nvidia.com/gpu": "0.5"}}), "must be an integer"),
         (copy(resources={"requests": {"cpu": "-1"}}), "must be greater than or equal to 0"),
+        (
+            edited(BACKUP, (f"{_POD}.volumes", [{"name": "data", "emptyDir": {"sizeLimit": "20 GB"}}])),
+            "volumes[0].emptyDir.sizeLimit: Invalid value: quantities must match the regular expression",
+        ),
     ),
     "device-limit-missing": (
         (look({"requests": {"example.com/card": 1}}), "Limit must be set for non overcommitable resources"),

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 import lint_api_cases
+import lint_container_cases
 import lint_pod_cases
+import lint_spec_cases
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,7 +30,7 @@ from resilient.kubernetes.api_resources import quantity
 from resilient.kubernetes.lint_api import ROWS
 from resilient.kubernetes.vectors import judge_vectors
 
-CASES = {**lint_api_cases.CASES, **lint_pod_cases.CASES}
+CASES = {**lint_api_cases.CASES, **lint_pod_cases.CASES, **lint_container_cases.CASES, **lint_spec_cases.CASES}
 SPOILED = [(name, whole, words) for name, cases in CASES.items() for whole, words in cases]
 TOLERATED = {"container-unnamed", "container-unnamed-among-others"}
 """Warnings that a policy in its shortest form cannot be without."""
@@ -142,7 +144,8 @@ def test_quantities(given: Any, amount: Any) -> None:
 
 _OLD = edited(BACKUP, ("spec.suspend", False), ("spec.completionMode", "Indexed"), ("spec.completions", 2))
 _SUSPENDED = edited(_OLD, ("spec.suspend", True))
-_NODES: dict[str, Any] = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": []}}}
+_ON_NODES: dict[str, Any] = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{}]}}
+_NODES: dict[str, Any] = {"nodeAffinity": _ON_NODES}
 _POD = "spec.template.spec"
 CHANGES: dict[str, tuple[Any, tuple[tuple[str, Any], ...], str | None]] = {
     "counts and times": (_OLD, (("spec.parallelism", 5), ("spec.ttlSecondsAfterFinished", 2)), None),

@@ -7,7 +7,7 @@ looked at by its parts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Final
 
 from resilient.kubernetes import api_cron, api_names, api_schema
@@ -56,13 +56,17 @@ def update_problems(old: Object, new: Object) -> list[Problem]:
     return [*job_spec(after, _SPEC), *_template(after, _SPEC), *job_update(before, after, _SPEC)]
 
 
-def embedded_job(spec: Object, path: PartPath) -> list[Problem]:
-    """What is wrong with a Job's spec in an object of others, where a pod may still be unfinished."""
+def embedded_job(spec: Object, path: PartPath, *, claimed: Collection[str] = ()) -> list[Problem]:
+    """What is wrong with a Job's spec in an object of others, where a pod may still be unfinished.
+
+    ``claimed``: the volumes that are added to it.
+    """
     wrong = list(api_schema.fields(spec, "V1JobSpec", path))
     if any(problem.id == "api-type" for problem in wrong):
         return wrong
     pod = mapping(inside(spec, "template", "spec"))
-    return [*wrong, *job_spec(spec, path), *pod_spec(pod, (*path, "template", "spec"), is_whole=False)]
+    found = pod_spec(pod, (*path, "template", "spec"), is_whole=False, claimed=claimed)
+    return [*wrong, *job_spec(spec, path), *found]
 
 
 def _metadata(found: Object) -> Iterator[Problem]:

@@ -1,36 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the API server refuses in a pod, as far as a training's manifest gets it wrong.
 
-Facts from ``pkg/apis/core/validation/validation.go``: containers and their names, volumes and mounts, variables,
-container restart rules (Kubernetes 1.35 and newer, ``RestartAllContainers`` 1.36). Resources are for ``api_resources``.
+Facts from ``pkg/apis/core/validation/validation.go``: containers, their names and their restart rules (Kubernetes 1.35
+and newer, ``RestartAllContainers`` 1.36). All else that a pod and its containers have is for a module each.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final
 
 from resilient.kubernetes import api_names
+from resilient.kubernetes.api_env import environment
 from resilient.kubernetes.api_job import MOST_RULES, MOST_VALUES, OPERATORS
+from resilient.kubernetes.api_mounts import Volumes, mounts
+from resilient.kubernetes.api_network import network
+from resilient.kubernetes.api_placement import placement
+from resilient.kubernetes.api_ports import host_ports, ports
+from resilient.kubernetes.api_probes import DEFAULT_GRACE_S, probes
 from resilient.kubernetes.api_problems import (
     INT32,
     Problem,
-    contradiction,
     duplicate,
     forbidden,
     inside,
     invalid,
     items,
     mapping,
-    not_found,
     number,
     required,
     text,
     too_many,
     unsupported,
 )
+from resilient.kubernetes.api_references import references
 from resilient.kubernetes.api_resources import resources
+from resilient.kubernetes.api_security import container_security, pod_security
+from resilient.kubernetes.api_volumes import volumes
 from resilient.kubernetes.building import PartPath
 
 _POLICIES: Final = ("Always", "OnFailure", "Never")
@@ -40,61 +46,60 @@ _RULE_ACTIONS: Final = ("Restart", "RestartAllContainers")
 _OF_SIDECARS: Final = ("lifecycle", "livenessProbe", "readinessProbe", "startupProbe")
 _MESSAGE_POLICIES: Final = ("FallbackToLogsOnError", "File")
 _PULL_POLICIES: Final = ("Always", "IfNotPresent", "Never")
-_FIELDS: Final = (
-    *("metadata.name", "metadata.namespace", "metadata.uid", "spec.nodeName", "spec.serviceAccountName"),
-    *("status.hostIP", "status.hostIPs", "status.podIP", "status.podIPs"),
-)
-_SUBSCRIPTED: Final = re.compile(r"metadata\.(labels|annotations)\['[^']+'\]")
+_CLAIMS: Final = ("persistentVolumeClaim", "ephemeral")
 
 Spec = Mapping[str, Any]
 
 
-def pod_spec(spec: Spec, path: PartPath, *, is_whole: bool = True) -> Iterator[Problem]:
-    """A pod; where it is not whole, somebody fills in images before the API server looks."""
+def pod_spec(spec: Spec, path: PartPath, *, is_whole: bool = True, claimed: Collection[str] = ()) -> Iterator[Problem]:
+    """A pod; where it is not whole, images are filled in before the API server looks, and volumes for ``claimed``."""
     containers = items(spec.get("containers"))
     if not containers:
         yield required("pod-containers-missing", (*path, "containers"))
-    volumes = items(spec.get("volumes"))
-    yield from _volumes(volumes, (*path, "volumes"))
-    mountable = {text(inside(volume, "name")) for volume in volumes}
+    yield from volumes(items(spec.get("volumes")), (*path, "volumes"))
+    mountable: Volumes = {**dict.fromkeys(claimed, True), **_mountable(spec)}
     policy = text(spec.get("restartPolicy"))
     if policy and policy not in _POLICIES:
         yield unsupported("pod-restart-policy", (*path, "restartPolicy"), policy, _POLICIES)
-    seen: set[str] = set()
     seconds = number(spec.get("activeDeadlineSeconds"))
     if seconds is not None and not 1 <= seconds <= INT32:
         why = f"must be between 1 and {INT32}, inclusive"
         yield invalid("pod-deadline", (*path, "activeDeadlineSeconds"), seconds, why)
-    for index, container in enumerate(items(spec.get("initContainers"))):
-        yield from _plain_init(mapping(container), (*path, "initContainers", index))
+    for judge in (network, host_ports, pod_security, placement, references):
+        yield from judge(spec, path)
+    yield from _containers(spec, mountable, path, is_whole=is_whole)
+
+
+def _mountable(spec: Spec) -> dict[str, bool]:
+    found = [mapping(volume) for volume in items(spec.get("volumes"))]
+    return {text(volume.get("name")): any(volume.get(kind) is not None for kind in _CLAIMS) for volume in found}
+
+
+def _containers(spec: Spec, mountable: Volumes, path: PartPath, *, is_whole: bool) -> Iterator[Problem]:
+    grace_s = number(spec.get("terminationGracePeriodSeconds"))
+    seen: set[str] = set()
     for group in ("initContainers", "containers"):
-        for index, container in enumerate(items(spec.get(group))):
+        for index, container in enumerate(map(mapping, items(spec.get(group)))):
             where = (*path, group, index)
-            yield from _name(mapping(container), seen, where)
+            yield from _name(container, seen, where)
             if is_whole and not text(inside(container, "image")):
                 yield required("container-image-missing", (*where, "image"))
-            yield from _container(mapping(container), mountable, where)
+            yield from _container(container, where)
+            yield from mounts(container, mountable, where)
+            security, own = mapping(container.get("securityContext")), (*where, "securityContext")
+            yield from container_security(security, own, has_host_users=spec.get("hostUsers") is not False)
+            if group == "initContainers" and container.get("restartPolicy") != "Always":
+                yield from _plain_init(container, where)
+            else:
+                yield from probes(container, DEFAULT_GRACE_S if grace_s is None else grace_s, where)
 
 
 def _plain_init(container: Spec, path: PartPath) -> Iterator[Problem]:
     """What only a sidecar can have: the others have ended before anybody would ask."""
-    for name in _OF_SIDECARS if container.get("restartPolicy") != "Always" else ():
+    for name in _OF_SIDECARS:
         if container.get(name) is not None:
             why = "may not be set for init containers without restartPolicy=Always"
             yield forbidden("init-container-probe", (*path, name), why)
-
-
-def _volumes(volumes: list[Any], path: PartPath) -> Iterator[Problem]:
-    names: set[str] = set()
-    for index, volume in enumerate(volumes):
-        name, where = text(inside(volume, "name")), (*path, index, "name")
-        if not name:
-            yield required("volume-name", where)
-        elif name in names:
-            yield duplicate("volume-name", where, name)
-        for complaint in api_names.label(name) if name else ():
-            yield invalid("volume-name", where, name, complaint)
-        names.add(name)
 
 
 def _name(container: Spec, seen: set[str], path: PartPath) -> Iterator[Problem]:
@@ -109,7 +114,7 @@ def _name(container: Spec, seen: set[str], path: PartPath) -> Iterator[Problem]:
     seen.add(name)
 
 
-def _container(container: Spec, volumes: set[str], path: PartPath) -> Iterator[Problem]:
+def _container(container: Spec, path: PartPath) -> Iterator[Problem]:
     for name, id_, supported in (
         ("terminationMessagePolicy", "message-policy-unknown", _MESSAGE_POLICIES),
         ("imagePullPolicy", "pull-policy-unknown", _PULL_POLICIES),
@@ -117,42 +122,10 @@ def _container(container: Spec, volumes: set[str], path: PartPath) -> Iterator[P
         value = text(container.get(name))
         if value and value not in supported:
             yield unsupported(id_, (*path, name), value, supported)
-    yield from _mounts(items(container.get("volumeMounts")), volumes, (*path, "volumeMounts"))
-    for index, variable in enumerate(items(container.get("env"))):
-        yield from _variable(mapping(variable), (*path, "env", index))
+    yield from ports(items(container.get("ports")), (*path, "ports"))
+    yield from environment(container, path)
     yield from _restart_rules(container, path)
     yield from resources(mapping(container.get("resources")), (*path, "resources"))
-
-
-def _mounts(mounts: list[Any], volumes: set[str], path: PartPath) -> Iterator[Problem]:
-    places: set[str] = set()
-    for index, mount in enumerate(mounts):
-        name, place = text(inside(mount, "name")), text(inside(mount, "mountPath"))
-        if not name:
-            yield required("mount-volume-unknown", (*path, index, "name"))
-        elif name not in volumes:
-            yield not_found("mount-volume-unknown", (*path, index, "name"), name)
-        if not place:
-            yield required("mount-path", (*path, index, "mountPath"))
-        elif place in places:
-            yield invalid("mount-path", (*path, index, "mountPath"), place, "must be unique")
-        places.add(place)
-
-
-def _variable(variable: Spec, path: PartPath) -> Iterator[Problem]:
-    source = mapping(variable.get("valueFrom"))
-    if not text(variable.get("name")):
-        yield required("variable-name", (*path, "name"))
-    if source and text(variable.get("value")):
-        yield contradiction("variable-source", (*path, "valueFrom"), "may not be specified when `value` is not empty")
-    field, where = text(inside(source, "fieldRef", "fieldPath")), (*path, "valueFrom", "fieldRef", "fieldPath")
-    if not field and "fieldRef" in source:
-        yield required("field-unknown", where)
-    elif field.startswith("metadata.labels") or field.startswith("metadata.annotations"):
-        if not _SUBSCRIPTED.fullmatch(field):
-            yield unsupported("field-unknown", where, field, (*_FIELDS, "metadata.labels['<KEY>']"))
-    elif field and field not in _FIELDS:
-        yield unsupported("field-unknown", where, field, _FIELDS)
 
 
 def _restart_rules(container: Spec, path: PartPath) -> Iterator[Problem]:

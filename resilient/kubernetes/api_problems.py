@@ -8,7 +8,7 @@ The forms are those of ``k8s.io/apimachinery/pkg/util/validation/field``. Each p
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -58,22 +58,41 @@ def invalid(name: str, path: PartPath, value: object, why: str, *, named: PartPa
     return Problem(id=name, path=path, why=f"Invalid value: {_shown(value)}: {why}", named=named)
 
 
+def invalids(
+    name: str, path: PartPath, value: object, complaints: Iterable[str], *, named: PartPath | None = None
+) -> Iterator[Problem]:
+    """One for each complaint about the value."""
+    return (invalid(name, path, value, why, named=named) for why in complaints)
+
+
 def contradiction(name: str, path: PartPath, why: str) -> Problem:
     """An invalid value that is too large to be shown."""
     return Problem(id=name, path=path, why=f"Invalid value: {why}")
 
 
-def forbidden(name: str, path: PartPath, why: str) -> Problem:
-    return Problem(id=name, path=path, why=f"Forbidden: {why}")
+def forbidden(name: str, path: PartPath, why: str, *, named: PartPath | None = None) -> Problem:
+    return Problem(id=name, path=path, why=f"Forbidden: {why}", named=named)
 
 
-def required(name: str, path: PartPath, why: str = "") -> Problem:
-    return Problem(id=name, path=path, why="Required value" + (f": {why}" if why else ""))
+def required(name: str, path: PartPath, why: str = "", *, named: PartPath | None = None) -> Problem:
+    return Problem(id=name, path=path, why="Required value" + (f": {why}" if why else ""), named=named)
 
 
-def unsupported(name: str, path: PartPath, value: object, supported: Iterable[str]) -> Problem:
+def unsupported(
+    name: str, path: PartPath, value: object, supported: Iterable[str], *, named: PartPath | None = None
+) -> Problem:
     listed = ", ".join(f'"{word}"' for word in supported)
-    return Problem(id=name, path=path, why=f"Unsupported value: {_shown(value)}: supported values: {listed}")
+    why = f"Unsupported value: {_shown(value)}: supported values: {listed}"
+    return Problem(id=name, path=path, why=why, named=named)
+
+
+def unless_one_of(
+    name: str, path: PartPath, value: object, supported: Iterable[str], *, named: PartPath | None = None
+) -> Iterator[Problem]:
+    """A text that is none of these, where nothing is filled in and well."""
+    words = tuple(supported)
+    if text(value) and value not in words:
+        yield unsupported(name, path, value, words, named=named)
 
 
 def too_many(name: str, path: PartPath, count: int, most: int) -> Problem:
@@ -84,12 +103,12 @@ def too_long(name: str, path: PartPath, most: int) -> Problem:
     return Problem(id=name, path=path, why=f"Too long: may not be more than {most} bytes")
 
 
-def duplicate(name: str, path: PartPath, value: object) -> Problem:
-    return Problem(id=name, path=path, why=f"Duplicate value: {_shown(value)}")
+def duplicate(name: str, path: PartPath, value: object, *, named: PartPath | None = None) -> Problem:
+    return Problem(id=name, path=path, why=f"Duplicate value: {_shown(value)}", named=named)
 
 
-def not_found(name: str, path: PartPath, value: object) -> Problem:
-    return Problem(id=name, path=path, why=f"Not found: {_shown(value)}")
+def not_found(name: str, path: PartPath, value: object, why: str = "") -> Problem:
+    return Problem(id=name, path=path, why=f"Not found: {_shown(value)}" + (f": {why}" if why else ""))
 
 
 def unknown_field(path: PartPath) -> Problem:

@@ -16,6 +16,7 @@ _UNITS: Final = {
     unit: Decimal(1000) ** power for power, unit in enumerate(("n", "u", "m", "", "k", "M", "G", "T", "P", "E"), -3)
 }
 _UNITS_2: Final = {unit: Decimal(1024) ** power for power, unit in enumerate(("Ki", "Mi", "Gi", "Ti", "Pi", "Ei"), 1)}
+NO_QUANTITY: Final = "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"
 
 
 def quantity(value: object) -> Decimal | None:
@@ -62,8 +63,7 @@ def resources(given: Mapping[str, Any], path: PartPath) -> Iterator[Problem]:
 def _amount(name: str, value: object, path: PartPath) -> Iterator[Problem]:
     amount = quantity(value)
     if amount is None:
-        why = "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"
-        yield contradiction("quantity-malformed", path, why)
+        yield contradiction("quantity-malformed", path, NO_QUANTITY)
     elif amount < 0:
         yield invalid("quantity-malformed", path, str(value), "must be greater than or equal to 0")
     elif is_extended(name) and amount != int(amount):

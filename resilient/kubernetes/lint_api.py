@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
+from resilient.kubernetes import lint_api_pod
 from resilient.kubernetes.lint_rows import Row, Severity
 
 _TABLE: Final[Mapping[str, tuple[str, str]]] = {
@@ -87,49 +88,7 @@ _TABLE: Final[Mapping[str, tuple[str, str]]] = {
         "The controller gives its pods this label, with a value of its own.",
         "remove the label",
     ),
-    "pod-containers-missing": ("A pod has at least one container.", "write containers"),
-    "container-name": (
-        "A container's name is missing, taken or malformed.",
-        "give each its own, of lower case letters, digits and '-'",
-    ),
-    "pod-deadline": ("A pod's deadline is a second or more.", "remove it, or write seconds"),
-    "init-container-probe": (
-        "An init container that is no sidecar has no probes and no lifecycle.",
-        "remove them, or make it a sidecar by restartPolicy: Always",
-    ),
-    "container-image-missing": ("A container needs an image.", "write image"),
-    "message-policy-unknown": ("There are two policies.", "write FallbackToLogsOnError"),
-    "pull-policy-unknown": ("There are three pull policies.", "write IfNotPresent"),
-    "volume-name": (
-        "A volume's name is missing, taken or malformed.",
-        "give each its own, of lower case letters, digits and '-'",
-    ),
-    "mount-volume-unknown": ("What is mounted is no volume of the pod.", "add the volume, or correct the name"),
-    "mount-path": ("A mount has no path, or that of another.", "give each its own"),
-    "variable-name": ("A variable has no name.", "write name"),
-    "variable-source": ("A variable has a value and a source.", "remove one of the two"),
-    "field-unknown": (
-        "The downward API has no such field.",
-        "write one that it has, labels and annotations with their key in brackets",
-    ),
-    "container-restart-policy": (
-        "Restart rules need a policy of the container's own beside them.",
-        "write restartPolicy: Never in the container",
-    ),
-    "restart-rules-over-20": ("A container has 20 restart rules at most.", "put the codes of one action into one rule"),
-    "restart-rule-action": ("A restart rule must have an action that there is.", "write Restart"),
-    "restart-rule-codes-missing": ("A restart rule asks for exit codes.", "write exitCodes"),
-    "restart-rule-operator": ("Codes are compared by an operator that there is.", "write In or NotIn"),
-    "restart-rule-values-over-255": ("A rule compares 255 codes at most.", "name the codes that it is about"),
-    "quantity-malformed": (
-        "This is no amount of the resource.",
-        "write a number with a unit (16Gi, 500m); whole devices",
-    ),
-    "device-limit-missing": ("Devices are promised by a limit.", "write the same number under limits"),
-    "request-over-limit": (
-        "More is asked for than allowed, or devices are asked for and limited differently.",
-        "make them agree",
-    ),
+    **lint_api_pod.ROWS,
     "cron-name-too-long": ("The Jobs' names are 11 characters longer.", "write at most 52 characters"),
     "cron-schedule": ("This is no schedule.", 'write five fields ("0 3 * * *") or for example @daily'),
     "cron-concurrency-unknown": ("There are three policies.", "write Forbid"),
