@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from lint_claim_cases import claims
 from lint_container_cases import live, pod, ports, source
 from lint_manifests import BACKUP, edited, findings
 from lint_pod_cases import copy
@@ -125,6 +126,8 @@ ACCEPTED: dict[str, Any] = {
         pod(resourceClaims=[{"name": "gpu", "resourceClaimTemplateName": "gpu.example"}]),
         ("spec.template.spec.containers.0.resources", {"claims": [{"name": "gpu", "request": "one"}]}),
     ),
+    "a claim of the set": claims("data", retentionPolicy={"whenDeleted": "Retain"}),
+    "a claim of the set that goes with it": claims("d" * 55, retentionPolicy={}),
     "a name of its own": pod(serviceAccountName="train.er", priorityClassName="high", preemptionPolicy="Never"),
 }
 TOLERATED = {"container-unnamed", "container-unnamed-among-others"}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import lint_api_cases
+import lint_claim_cases
 import lint_container_cases
 import lint_pod_cases
 import lint_spec_cases
@@ -30,8 +31,19 @@ from resilient.kubernetes.api_resources import quantity
 from resilient.kubernetes.lint_api import ROWS
 from resilient.kubernetes.vectors import judge_vectors
 
-CASES = {**lint_api_cases.CASES, **lint_pod_cases.CASES, **lint_container_cases.CASES, **lint_spec_cases.CASES}
-SPOILED = [(name, whole, words) for name, cases in CASES.items() for whole, words in cases]
+CASES = {
+    **lint_api_cases.CASES,
+    **lint_pod_cases.CASES,
+    **lint_container_cases.CASES,
+    **lint_spec_cases.CASES,
+    **lint_claim_cases.CASES,
+}
+SPOILED = [
+    (name, whole, words)
+    for found in (CASES, lint_claim_cases.MADE)
+    for name, cases in found.items()
+    for whole, words in cases
+]
 TOLERATED = {"container-unnamed", "container-unnamed-among-others"}
 """Warnings that a policy in its shortest form cannot be without."""
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from resilient.core.kube_jobset import SetAction
 from resilient.kubernetes import api_names
+from resilient.kubernetes.api_claim_policies import claim_policies, claimed
 from resilient.kubernetes.api_job import managed_by
 from resilient.kubernetes.api_objects import embedded_job
 from resilient.kubernetes.api_problems import (
@@ -68,7 +69,7 @@ def jobset_spec(spec: Spec, path: PartPath, *, name: str) -> Iterator[Problem]:
             yield duplicate("jobset-replicated-name", (*where, "name"), own)
         names.add(own)
         yield from _needs(items(one.get("dependsOn")), index, names, (*where, "dependsOn"))
-        yield from embedded_job(_with_defaults(one), (*where, "template", "spec"))
+        yield from embedded_job(_with_defaults(one), (*where, "template", "spec"), claimed=claimed(spec))
         if name and own:
             yield from _made_names(name, one, where)
     if isinstance(policy := spec.get("failurePolicy"), dict):
@@ -77,6 +78,7 @@ def jobset_spec(spec: Spec, path: PartPath, *, name: str) -> Iterator[Problem]:
         yield from _coordinator(coordinator, replicated, (*path, "coordinator"))
     yield from _order_and_success(spec, replicated, names, path)
     yield from managed_by(spec, path)
+    yield from claim_policies(spec, path, name=name)
     subdomain, where = text(inside(spec, "network", "subdomain")), (*path, "network", "subdomain")
     if subdomain and not (len(subdomain) <= api_names.LABEL_BYTES and _LABEL_1035.fullmatch(subdomain)):
         yield invalid("jobset-names", where, subdomain, _LABEL_1035_WORDS)

@@ -23,7 +23,7 @@ def _leaves(*names: str) -> Fields:
 
 _TEMPLATE: Final[Fields] = _leaves("metadata", "spec")
 JOBSET_SPEC: Final[Fields] = {
-    **_leaves("managedBy", "suspend", "ttlSecondsAfterFinished", "volumeClaimPolicies"),
+    **_leaves("managedBy", "suspend", "ttlSecondsAfterFinished"),
     "coordinator": _leaves("jobIndex", "podIndex", "replicatedJob"),
     "failurePolicy": {
         **_leaves("maxRestarts", "restartStrategy"),
@@ -41,6 +41,7 @@ JOBSET_SPEC: Final[Fields] = {
     ],
     "startupPolicy": _leaves("startupPolicyOrder"),
     "successPolicy": _leaves("operator", "targetReplicatedJobs"),
+    "volumeClaimPolicies": [{"retentionPolicy": _leaves("whenDeleted"), "templates": None}],
 }
 _SOURCE: Final[Fields] = _leaves("env", "secretRef", "storageUri")
 _OBJECT: Final[Fields] = _leaves("apiVersion", "kind", "metadata", "status")

@@ -65,9 +65,9 @@ def invalids(
     return (invalid(name, path, value, why, named=named) for why in complaints)
 
 
-def contradiction(name: str, path: PartPath, why: str) -> Problem:
+def contradiction(name: str, path: PartPath, why: str, *, named: PartPath | None = None) -> Problem:
     """An invalid value that is too large to be shown."""
-    return Problem(id=name, path=path, why=f"Invalid value: {why}")
+    return Problem(id=name, path=path, why=f"Invalid value: {why}", named=named)
 
 
 def forbidden(name: str, path: PartPath, why: str, *, named: PartPath | None = None) -> Problem:

@@ -108,6 +108,12 @@ _TABLE: Final[Mapping[str, tuple[str, str]]] = {
     "jobset-rule-name": ("A rule's name is malformed or taken.", "give each its own"),
     "jobset-action-unknown": ("A rule must have an action that there is.", "write FailJobSet or RestartJobSet"),
     "jobset-reason-unknown": ("No Job fails for this reason.", "write one that there is, such as PodFailurePolicy"),
+    "jobset-claim": (
+        "A claim's name is missing, taken, malformed or too long, or it says a namespace, which is the JobSet's.",
+        "give each its own name, short enough for '<claim>-<JobSet>' to have 63 characters",
+    ),
+    "jobset-claim-unused": ("No container mounts the claim.", "mount it by its name, or remove it"),
+    "jobset-claim-retention": ("A claim is deleted with its JobSet, or kept.", "write Retain or Delete"),
     "jobset-target-unknown": ("The policy names a replicated job that the JobSet does not have.", "correct the name"),
 }
 

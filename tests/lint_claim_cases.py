@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""For each row about the claims of a JobSet, manifests of no training that have just that wrong."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from lint_manifests import SET_OF_BACKUPS, edited
+
+_POD: Final = "spec.replicatedJobs.0.template.spec.template.spec"
+_POLICY: Final = "spec.volumeClaimPolicies[0]"
+SPEC: Final = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Ti"}}}
+
+
+def claims(*names: str, mounted: str | None = None, spec: Any = None, **policy: Any) -> Any:
+    """The JobSet with claims of these names, of which the first one is mounted."""
+    templates = [{"metadata": {"name": name}, "spec": SPEC if spec is None else spec} for name in names]
+    mount = {"name": names[0] if mounted is None else mounted, "mountPath": "/data"}
+    return edited(
+        SET_OF_BACKUPS,
+        ("spec.volumeClaimPolicies", [{"templates": templates, **policy}]),
+        (f"{_POD}.containers.0.volumeMounts", [mount]),
+    )
+
+
+CASES: Final[dict[str, tuple[tuple[Any, str], ...]]] = {
+    "jobset-claim": (
+        (claims("data", "data"), f'{_POLICY}.template[1].name: Invalid value: "data": names must be unique for Volume'),
+        (claims("Data"), f'{_POLICY}.template[0].name: Invalid value: "Data": a lowercase RFC 1123 subdomain'),
+        (claims("d" * 56), "VolumeClaimPolicies template name is too long"),
+        (
+            edited(claims("data"), ("spec.volumeClaimPolicies.0.templates.0.metadata.namespace", "default")),
+            f"{_POLICY}: Invalid value: namespace cannot be set for VolumeClaimPolicies templates",
+        ),
+        (
+            edited(claims("data"), (f"{_POD}.volumes", [{"name": "data", "emptyDir": {}}])),
+            "spec.replicatedJobs[0].template.spec.template.spec.volumes[0].name: Invalid value: "
+            '"data": volume name conflicts with VolumeClaimPolicy template name: data',
+        ),
+        (
+            edited(claims("data"), ("spec.volumeClaimPolicies", claims("data")["spec"]["volumeClaimPolicies"] * 51)),
+            "51",
+        ),
+    ),
+    "jobset-claim-unused": (
+        (
+            edited(claims("data"), (f"{_POD}.containers.0.volumeMounts", [])),
+            "spec.replicatedJobs: Invalid value: replicatedJob containers don't have a matching volumeMount: data from",
+        ),
+    ),
+    "jobset-claim-retention": (
+        (
+            claims("data", retentionPolicy={"whenDeleted": "Keep"}),
+            f'{_POLICY}.retentionPolicy.whenDeleted: Unsupported value: "Keep": supported values: "Delete", "Retain"',
+        ),
+    ),
+}
+MADE: Final[dict[str, tuple[tuple[Any, str], ...]]] = {
+    "claim-modes": (
+        (claims("data", spec={"resources": SPEC["resources"]}), "templates[0].spec.accessModes: Required"),
+    ),
+    "claim-size": ((claims("data", spec={"accessModes": ["ReadWriteOnce"]}), "spec.resources[storage]: Required"),),
+    "api-unknown-field": ((claims("data", spec={**SPEC, "storageClass": "fast"}), "spec.storageClass"),),
+}
+"""Of rows that have manifests elsewhere too."""
