@@ -78,6 +78,7 @@ CASES: Final[dict[str, tuple[tuple[Any, str], ...]]] = {
             ),
             'containers[1].ports[0].hostPort: Duplicate value: "TCP//80"',
         ),
+        (ports({"containerPort": 80}, {"containerPort": 80}, hostNetwork=True), 'Duplicate value: "TCP//80"'),
     ),
     "host-port-differs": (
         (

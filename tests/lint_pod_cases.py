@@ -48,6 +48,9 @@ CASES: Final[dict[str, tuple[tuple[Any, str], ...]]] = {
         )
         for name in ("livenessProbe", "readinessProbe", "startupProbe")
     ),
+    "container-image-spaces": (
+        (copy(image="busybox\n"), 'image: Invalid value: "busybox\\n": must not have leading or trailing whitespace'),
+    ),
     "container-image-missing": ((copy(image=""), "spec.template.spec.containers[0].image: Required value"),),
     "message-policy-unknown": (
         (copy(terminationMessagePolicy="Log"), 'supported values: "FallbackToLogsOnError", "File"'),
@@ -99,7 +102,30 @@ CASES: Final[dict[str, tuple[tuple[Any, str], ...]]] = {
             "volumes[0].emptyDir.sizeLimit: Invalid value: quantities must match the regular expression",
         ),
     ),
+    "resource-name": (
+        (
+            copy(resources={"limits": {"gpu": 1}}),
+            'resources.limits[gpu]: Invalid value: "gpu": must be a standard resource type or fully qualified',
+        ),
+        (copy(resources={"requests": {"storage": "1Gi"}}), '"storage": must be a standard resource for containers'),
+        (copy(resources={"limits": {"a b": 1}}), 'limits[a b]: Invalid value: "a b": name part must consist of'),
+        (
+            look({"limits": {f"{'a' * 250}.io/b": 1}}),
+            "doesn't follow extended resource name standard",
+        ),
+    ),
+    "huge-pages": (
+        (copy(resources={"limits": {"hugepages-2Mi": "4Mi"}}), "resources: Forbidden: HugePages require cpu or memory"),
+        (
+            copy(resources={"limits": {"hugepages-2Mi": "3Mi", "memory": "1Gi"}}),
+            'limits[hugepages-2Mi]: Invalid value: "3Mi": 3Mi is not positive integer multiple of hugepages-2Mi',
+        ),
+    ),
     "device-limit-missing": (
+        (
+            copy(resources={"requests": {"hugepages-2Mi": "2Mi", "memory": "1Gi"}}),
+            "resources.limits: Required value: Limit must be set for non overcommitable resources",
+        ),
         (look({"requests": {"example.com/card": 1}}), "Limit must be set for non overcommitable resources"),
     ),
     "request-over-limit": (

@@ -173,6 +173,15 @@ CASES: Final[dict[str, tuple[tuple[Any, str], ...]]] = {
             "Forbidden: may not use ReadWriteOncePod with other access modes",
         ),
     ),
+    "claim-metadata": (
+        (
+            edited(
+                scratch(accessModes=_MODES, resources=_SIZE),
+                (f"{_POD}.volumes.0.ephemeral.volumeClaimTemplate.metadata", {"name": "a", "labels": {"a": "b"}}),
+            ),
+            f"{_VOLUME}.ephemeral.volumeClaimTemplate.metadata.name: Forbidden: cannot be set",
+        ),
+    ),
     "claim-size": (
         (
             scratch(accessModes=_MODES),
@@ -324,6 +333,7 @@ CASES: Final[dict[str, tuple[tuple[Any, str], ...]]] = {
     "scheduling-gate": (
         (pod(schedulingGates=[{"name": "a b"}]), f'{_POD}.schedulingGates[0]: Invalid value: "a b"'),
         (pod(schedulingGates=[{"name": "a"}, {"name": "a"}]), 'schedulingGates[1]: Duplicate value: "a"'),
+        (pod(schedulingGates=[{"name": "a"}], nodeName="b"), "nodeName: Forbidden: cannot be set until all scheduling"),
     ),
     "reference-malformed": (
         (
@@ -348,6 +358,13 @@ CASES: Final[dict[str, tuple[tuple[Any, str], ...]]] = {
         (pod(resourceClaims=[{"name": "gpu", "resourceClaimName": "a"}] * 2), 'name: Duplicate value: "gpu"'),
     ),
     "resource-claim-unknown": (
+        (
+            edited(
+                pod(resourceClaims=[{"name": "gpu", "resourceClaimName": "a"}]),
+                (f"{_POD}.containers.0.resources", {"claims": [{"name": "gpu", "request": "b"}, {"name": "gpu"}]}),
+            ),
+            f'{AT}.resources.claims[1]: Duplicate value: "gpu"',
+        ),
         (
             copy(resources={"claims": [{"name": "gpu"}]}),
             f'{AT}.resources.claims[0]: Not found: "gpu": must be one of the names in pod.spec.resourceClaims which is',

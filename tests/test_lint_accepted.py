@@ -37,6 +37,10 @@ ACCEPTED: dict[str, Any] = {
         },
     ),
     "the node's name servers": pod(hostNetwork=True, dnsPolicy="ClusterFirstWithHostNet"),
+    "one port twice, but of the pod": ports({"containerPort": 80}, {"containerPort": 80}),
+    "what others than Kubernetes name": copy(
+        resources={"limits": {"memory": "1Gi", "hugepages-1Gi": "2Gi", "ephemeral-storage": 1, "a.kubernetes.io/b": 1}}
+    ),
     "names": pod(hostname="node-0", subdomain="train", setHostnameAsFQDN=True),
     "an alias with dots": pod(hostAliases=[{"ip": "10.0.0.1", "hostnames": ["a.example.com"]}]),
     "a probe with zeros": live(initialDelaySeconds=0, successThreshold=0, periodSeconds=0),

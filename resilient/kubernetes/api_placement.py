@@ -47,7 +47,11 @@ def placement(spec: Spec, path: PartPath) -> Iterator[Problem]:
         yield from _toleration(toleration, (*path, "tolerations", index))
     yield from _spread(items(spec.get("topologySpreadConstraints")), (*path, "topologySpreadConstraints"))
     yield from affinity(mapping(spec.get("affinity")), (*path, "affinity"))
-    yield from _gates(items(spec.get("schedulingGates")), (*path, "schedulingGates"))
+    gates = items(spec.get("schedulingGates"))
+    yield from _gates(gates, (*path, "schedulingGates"))
+    if gates and text(spec.get("nodeName")):
+        why = "cannot be set until all schedulingGates have been cleared"
+        yield forbidden("scheduling-gate", (*path, "nodeName"), why)
 
 
 def _toleration(toleration: Spec, path: PartPath) -> Iterator[Problem]:

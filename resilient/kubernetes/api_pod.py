@@ -82,8 +82,7 @@ def _containers(spec: Spec, mountable: Volumes, path: PartPath, *, is_whole: boo
         for index, container in enumerate(map(mapping, items(spec.get(group)))):
             where = (*path, group, index)
             yield from _name(container, seen, where)
-            if is_whole and not text(inside(container, "image")):
-                yield required("container-image-missing", (*where, "image"))
+            yield from _image(text(container.get("image")), (*where, "image"), is_whole=is_whole)
             yield from _container(container, where)
             yield from mounts(container, mountable, where)
             security, own = mapping(container.get("securityContext")), (*where, "securityContext")
@@ -92,6 +91,14 @@ def _containers(spec: Spec, mountable: Volumes, path: PartPath, *, is_whole: boo
                 yield from _plain_init(container, where)
             else:
                 yield from probes(container, DEFAULT_GRACE_S if grace_s is None else grace_s, where)
+
+
+def _image(image: str, path: PartPath, *, is_whole: bool) -> Iterator[Problem]:
+    """Spaces around it a template may have, and none of its pods."""
+    if is_whole and not image:
+        yield required("container-image-missing", path)
+    if image != image.strip():
+        yield invalid("container-image-spaces", path, image, "must not have leading or trailing whitespace")
 
 
 def _plain_init(container: Spec, path: PartPath) -> Iterator[Problem]:

@@ -62,16 +62,20 @@ def host_ports(spec: Spec, path: PartPath) -> Iterator[Problem]:
         for index, container in enumerate(items(spec.get(group))):
             where = (*path, group, index, "ports")
             found = items(inside(container, "ports"))
-            yield from _taken(found, set() if group == "initContainers" else taken, where)
+            before = set() if group == "initContainers" else taken
+            key = "containerPort" if spec.get("hostNetwork") is True else "hostPort"
+            yield from _taken(found, before, where, filled_in_from=key)
             if spec.get("hostNetwork") is True and group == "containers":
                 yield from _of_the_node(found, where)
 
 
-def _taken(found: Sequence[Any], taken: set[str], path: PartPath) -> Iterator[Problem]:
+def _taken(found: Sequence[Any], taken: set[str], path: PartPath, *, filled_in_from: str) -> Iterator[Problem]:
+    """``filled_in_from``: where the pod's ports of the node come from, unless they are written out."""
     for index, port in enumerate(map(mapping, found)):
-        if not number(port.get("hostPort")):
+        wanted = number(port.get("hostPort")) or number(port.get(filled_in_from))
+        if not wanted:
             continue
-        name = f"{text(port.get('protocol')) or 'TCP'}/{text(port.get('hostIP'))}/{port['hostPort']}"
+        name = f"{text(port.get('protocol')) or 'TCP'}/{text(port.get('hostIP'))}/{wanted}"
         if name in taken:
             yield duplicate("host-port-taken", (*path, index, "hostPort"), name)
         taken.add(name)

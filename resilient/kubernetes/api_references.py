@@ -71,10 +71,17 @@ def _claim(claim: Spec, names: set[str], path: PartPath) -> Iterator[Problem]:
 
 
 def _wanted(wanted: list[Any], names: set[str], path: PartPath) -> Iterator[Problem]:
-    for index, name in enumerate(text(inside(one, "name")) for one in wanted):
+    seen: set[str] = set()
+    for index, one in enumerate(map(mapping, wanted)):
+        name, request = text(one.get("name")), text(one.get("request"))
         if not name:
             yield required("resource-claim-unknown", (*path, index))
-        elif name not in names:
+            continue
+        key = f"{name}/{request}" if request else name
+        if key in seen or name in seen or (not request and any(before.startswith(f"{name}/") for before in seen)):
+            yield duplicate("resource-claim-unknown", (*path, index), name if name in seen else key)
+        seen.add(key)
+        if name not in names:
             known = f": {', '.join(sorted(names))}" if names else " which is empty"
             why = f"must be one of the names in pod.spec.resourceClaims{known}"
             yield not_found("resource-claim-unknown", (*path, index), name, why)

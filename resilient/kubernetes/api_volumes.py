@@ -117,7 +117,11 @@ def _downward(source: Spec, path: PartPath) -> Iterator[Problem]:
 
 def _ephemeral(source: Spec, path: PartPath) -> Iterator[Problem]:
     if template := mapping(source.get("volumeClaimTemplate")):
-        yield from claim_spec(mapping(template.get("spec")), (*path, "volumeClaimTemplate", "spec"))
+        where = (*path, "volumeClaimTemplate")
+        for key, value in mapping(template.get("metadata")).items():
+            if key not in ("annotations", "labels") and value:
+                yield forbidden("claim-metadata", (*where, "metadata", key), "cannot be set")
+        yield from claim_spec(mapping(template.get("spec")), (*where, "spec"))
 
 
 def _image(source: Spec, path: PartPath) -> Iterator[Problem]:

@@ -18,6 +18,7 @@ ROWS: Final[Mapping[str, tuple[str, str]]] = {
         "remove them, or make it a sidecar by restartPolicy: Always",
     ),
     "container-image-missing": ("A container needs an image.", "write image"),
+    "container-image-spaces": ("No pod can be made with spaces around its image.", "remove them, or a line's end"),
     "message-policy-unknown": ("There are two policies.", "write FallbackToLogsOnError"),
     "pull-policy-unknown": ("There are three pull policies.", "write IfNotPresent"),
     "container-restart-policy": (
@@ -33,6 +34,11 @@ ROWS: Final[Mapping[str, tuple[str, str]]] = {
         "This is no amount of the resource.",
         "write a number with a unit (16Gi, 500m); whole devices",
     ),
+    "resource-name": (
+        "There is no such resource of a container: devices are named by who makes them.",
+        "write for example nvidia.com/gpu",
+    ),
+    "huge-pages": ("Huge pages come whole, and beside a request of cpu or memory.", "ask for memory too"),
     "device-limit-missing": ("Devices are promised by a limit.", "write the same number under limits"),
     "request-over-limit": (
         "More is asked for than allowed, or devices are asked for and limited differently.",
@@ -188,6 +194,7 @@ ROWS: Final[Mapping[str, tuple[str, str]]] = {
         "This selects no pods: a key, a value or an operator is malformed, or a key stands twice.",
         "write In with values, Exists without",
     ),
+    "claim-metadata": ("A claim of a pod is named after it.", "leave labels and annotations alone in its metadata"),
     "scheduling-gate": (
         "A gate's name is missing, taken or malformed.",
         "give each its own: example.com/quota",
@@ -202,7 +209,7 @@ ROWS: Final[Mapping[str, tuple[str, str]]] = {
         "write one of resourceClaimName and resourceClaimTemplateName",
     ),
     "resource-claim-unknown": (
-        "A container uses a claim that its pod does not have.",
+        "A container uses a claim that its pod does not have, or the same one twice.",
         "add it to resourceClaims of the pod, or correct the name",
     ),
 }
