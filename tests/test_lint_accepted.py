@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lint_claim_cases import claims
 from lint_container_cases import live, pod, ports, source
-from lint_manifests import BACKUP, edited, findings
+from lint_manifests import BACKUP, MORE, RUNTIME, RUNTIME_JOB, edited, findings
 from lint_pod_cases import copy
 from lint_spec_cases import apart, devices, mount, on_nodes, scratch, sources, spread, tolerated, volume
 
@@ -132,6 +132,11 @@ ACCEPTED: dict[str, Any] = {
     ),
     "a claim of the set": claims("data", retentionPolicy={"whenDeleted": "Retain"}),
     "a claim of the set that goes with it": claims("d" * 55, retentionPolicy={}),
+    "a claim of a runtime, that a TrainJob may mount": edited(
+        RUNTIME,
+        ("spec.template.spec.volumeClaimPolicies", claims("data", "models")["spec"]["volumeClaimPolicies"]),
+        (f"{RUNTIME_JOB}.template.spec.containers.0.volumeMounts.{MORE}", {"name": "data", "mountPath": "/datasets"}),
+    ),
     "a name of its own": pod(serviceAccountName="train.er", priorityClassName="high", preemptionPolicy="Never"),
 }
 TOLERATED = {"container-unnamed", "container-unnamed-among-others"}
