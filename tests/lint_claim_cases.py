@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""For each row about the claims of a JobSet, manifests of no training that have just that wrong."""
+"""For each row about the claims, words and sizes of a JobSet, manifests of no training that have just that wrong."""
 
 from __future__ import annotations
 
@@ -23,7 +23,33 @@ def claims(*names: str, mounted: str | None = None, spec: Any = None, **policy: 
     )
 
 
+def led(**changes: Any) -> Any:
+    """The JobSet with a coordinator, and other fields than it has."""
+    coordinator = {"replicatedJob": "copy", "jobIndex": 1}
+    completions = ("spec.replicatedJobs.0.template.spec.completions", 1)
+    return edited(SET_OF_BACKUPS, ("spec.coordinator", coordinator), completions, *changes.items())
+
+
+_COPY: Final = "spec.replicatedJobs.0"
 CASES: Final[dict[str, tuple[tuple[Any, str], ...]]] = {
+    "jobset-size": (
+        (
+            edited(
+                SET_OF_BACKUPS,
+                (f"{_COPY}.replicas", 1 << 30),
+                (f"{_COPY}.template.spec.parallelism", 2),
+                (f"{_COPY}.template.spec.completions", 2),
+            ),
+            "the product of replicas and parallelism must not exceed 2147483647 for replicatedJob 'copy'",
+        ),
+    ),
+    "jobset-words": (
+        (
+            edited(SET_OF_BACKUPS, ("spec.startupPolicy", {"startupPolicyOrder": "inOrder"})),
+            'spec.startupPolicy.startupPolicyOrder: Unsupported value: "inOrder": supported values: "AnyOrder"',
+        ),
+        (edited(SET_OF_BACKUPS, ("spec.successPolicy", {"operator": "all"})), 'supported values: "All", "Any"'),
+    ),
     "jobset-claim": (
         (claims("data", "data"), f'{_POLICY}.template[1].name: Invalid value: "data": names must be unique for Volume'),
         (claims("Data"), f'{_POLICY}.template[0].name: Invalid value: "Data": a lowercase RFC 1123 subdomain'),
@@ -56,6 +82,23 @@ CASES: Final[dict[str, tuple[tuple[Any, str], ...]]] = {
     ),
 }
 MADE: Final[dict[str, tuple[tuple[Any, str], ...]]] = {
+    "jobset-names": (
+        (
+            edited(SET_OF_BACKUPS, (f"{_COPY}.groupName", "Group")),
+            'spec.replicatedJobs[0].groupName: Invalid value: "Group"',
+        ),
+        (edited(SET_OF_BACKUPS, (f"{_COPY}.groupName", "g" * 64)), "groupName is too long, must be less than 63"),
+        (
+            led(**{"metadata.name": "b" * 30}),
+            'for coordinator label "jobset.sigs.k8s.io/coordinator" (long JobSet / ReplicatedJob / SubDomain name?)',
+        ),
+    ),
+    "jobset-coordinator": (
+        (
+            led(**{"spec.coordinator.jobIndex": 2}),
+            "Invalid value: 2: coordinator job index 2 is invalid for replicatedJob",
+        ),
+    ),
     "claim-modes": (
         (claims("data", spec={"resources": SPEC["resources"]}), "templates[0].spec.accessModes: Required"),
     ),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lint_claim_cases import claims
+from lint_claim_cases import claims, led
 from lint_container_cases import live, pod, ports, source
 from lint_manifests import BACKUP, MORE, RUNTIME, RUNTIME_JOB, edited, findings
 from lint_pod_cases import copy
@@ -130,6 +130,7 @@ ACCEPTED: dict[str, Any] = {
         pod(resourceClaims=[{"name": "gpu", "resourceClaimTemplateName": "gpu.example"}]),
         ("spec.template.spec.containers.0.resources", {"claims": [{"name": "gpu", "request": "one"}]}),
     ),
+    "a leader with room for its label": led(**{"metadata.name": "b" * 24, "spec.network": {"subdomain": "b"}}),
     "a claim of the set": claims("data", retentionPolicy={"whenDeleted": "Retain"}),
     "a claim of the set that goes with it": claims("d" * 55, retentionPolicy={}),
     "a claim of a runtime, that a TrainJob may mount": edited(

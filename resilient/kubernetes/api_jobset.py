@@ -17,6 +17,7 @@ from resilient.kubernetes.api_claim_policies import claim_policies, claimed
 from resilient.kubernetes.api_job import managed_by
 from resilient.kubernetes.api_objects import embedded_job
 from resilient.kubernetes.api_problems import (
+    INT32,
     Problem,
     contradiction,
     duplicate,
@@ -28,6 +29,7 @@ from resilient.kubernetes.api_problems import (
     required,
     text,
     too_many,
+    unless_one_of,
     unsupported,
 )
 from resilient.kubernetes.building import PartPath
@@ -52,6 +54,8 @@ _LABEL_1035_WORDS: Final = (
     "and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex used for validation is "
     "'[a-z]([-a-z0-9]*[a-z0-9])?')"
 )
+_ORDERS: Final = ("AnyOrder", "InOrder")
+_OPERATORS: Final = ("All", "Any")
 _STATES: Final = ("Ready", "Complete")
 """Of the Jobs that a replicated job depends on."""
 _ABSENT: Final = "does not appear in .spec.ReplicatedJobs"
@@ -68,25 +72,30 @@ def jobset_spec(spec: Spec, path: PartPath, *, name: str) -> Iterator[Problem]:
         elif own in names:
             yield duplicate("jobset-replicated-name", (*where, "name"), own)
         names.add(own)
-        yield from _needs(items(one.get("dependsOn")), index, names, (*where, "dependsOn"))
+        yield from _needs(items(one.get("dependsOn")), own, names, (*where, "dependsOn"), is_first=index == 0)
+        yield from _size_and_group(one, where)
         yield from embedded_job(_with_defaults(one), (*where, "template", "spec"), claimed=claimed(spec))
         if name and own:
             yield from _made_names(name, one, where)
     if isinstance(policy := spec.get("failurePolicy"), dict):
         yield from _failure_policy(policy, names, (*path, "failurePolicy"))
+    subdomain, where = text(inside(spec, "network", "subdomain")), (*path, "network", "subdomain")
     if isinstance(coordinator := spec.get("coordinator"), dict):
-        yield from _coordinator(coordinator, replicated, (*path, "coordinator"))
+        place = (*path, "coordinator")
+        yield from _coordinator(coordinator, replicated, place, jobset=name, subdomain=subdomain)
     yield from _order_and_success(spec, replicated, names, path)
     yield from managed_by(spec, path)
     yield from claim_policies(spec, path, name=name)
-    subdomain, where = text(inside(spec, "network", "subdomain")), (*path, "network", "subdomain")
     if subdomain and not (len(subdomain) <= api_names.LABEL_BYTES and _LABEL_1035.fullmatch(subdomain)):
         yield invalid("jobset-names", where, subdomain, _LABEL_1035_WORDS)
 
 
 def _order_and_success(spec: Spec, replicated: list[Spec], names: set[str], path: PartPath) -> Iterator[Problem]:
-    in_order = text(inside(spec, "startupPolicy", "startupPolicyOrder")) == "InOrder"
-    if in_order and any("dependsOn" in one for one in replicated):
+    order, where = inside(spec, "startupPolicy", "startupPolicyOrder"), (*path, "startupPolicy", "startupPolicyOrder")
+    yield from unless_one_of("jobset-words", where, order, _ORDERS)
+    operator, where = inside(spec, "successPolicy", "operator"), (*path, "successPolicy", "operator")
+    yield from unless_one_of("jobset-words", where, operator, _OPERATORS)
+    if order == _ORDERS[1] and any("dependsOn" in one for one in replicated):
         why = "StartupPolicy and DependsOn APIs are mutually exclusive"
         yield contradiction("jobset-depends-on", (*path, "startupPolicy"), why)
     for at, target in enumerate(items(inside(spec, "successPolicy", "targetReplicatedJobs"))):
@@ -105,21 +114,37 @@ def _with_defaults(one: Spec) -> dict[str, Any]:
     return {**job, "template": {**template, "spec": pod}}
 
 
-def _needs(needs: list[Any], at: int, names: set[str], path: PartPath) -> Iterator[Problem]:
+def _size_and_group(one: Spec, path: PartPath) -> Iterator[Problem]:
+    parallelism, replicas = number(inside(one, "template", "spec", "parallelism")), number(one.get("replicas"))
+    if (1 if parallelism is None else parallelism) * (1 if replicas is None else replicas) > INT32:
+        why = f"the product of replicas and parallelism must not exceed {INT32} for replicatedJob '{one.get('name')}'"
+        yield contradiction("jobset-size", (*path, "replicas"), why)
+    group = text(one.get("groupName"))
+    if group and not _LABEL_1035.fullmatch(group):
+        yield invalid("jobset-names", (*path, "groupName"), group, _LABEL_1035_WORDS)
+    elif len(group) > api_names.LABEL_BYTES:
+        why = ".spec.replicatedJob[].groupName is too long, must be less than 63 characters"
+        yield invalid("jobset-names", (*path, "groupName"), group, why)
+
+
+def _needs(needs: list[Any], own: str, names: set[str], path: PartPath, *, is_first: bool) -> Iterator[Problem]:
     """``names``: of the replicated jobs up to this one."""
-    if needs and at == 0:
+    if needs and is_first:
         yield contradiction("jobset-depends-on", path, "DependsOn can't be set for the first ReplicatedJob")
         return
     for index, need in enumerate(needs):
         name, state = text(inside(need, "name")), text(inside(need, "status"))
         if name not in names:
-            why = "a replicatedJob cannot depend on one that does not stand before it"
+            why = f"replicatedJob: {own} cannot depend on replicatedJob: {name}"
             yield invalid("jobset-depends-on", (*path, index, "name"), name, why)
         if state not in _STATES:
             yield unsupported("jobset-depends-on", (*path, index, "status"), state, _STATES)
 
 
-def _coordinator(coordinator: Spec, replicated: list[Spec], path: PartPath) -> Iterator[Problem]:
+def _coordinator(
+    coordinator: Spec, replicated: list[Spec], path: PartPath, *, jobset: str, subdomain: str
+) -> Iterator[Problem]:
+    """``jobset``: its name, where that is known."""
     name = text(coordinator.get("replicatedJob"))
     one = next((one for one in replicated if text(one.get("name")) == name), None)
     if one is None:
@@ -132,11 +157,18 @@ def _coordinator(coordinator: Spec, replicated: list[Spec], path: PartPath) -> I
         why = "job for coordinator pod must be indexed completion mode, and completions number must be set"
         yield contradiction("jobset-coordinator", path, why)
         return
-    for key, count in counts.items():
-        index = number(coordinator.get(key)) or 0
-        if not 0 <= index < (count or 0):
-            why = f"coordinator {key} is invalid for replicatedJob {name}"
+    indexes = {key: number(coordinator.get(key)) or 0 for key in counts}
+    for key, index in indexes.items():
+        if not 0 <= index < (counts[key] or 0):
+            of = "job" if key == "jobIndex" else "pod"
+            why = f"coordinator {of} index {index} is invalid for replicatedJob {name}"
             yield invalid("jobset-coordinator", (*path, key), index, why)
+    if not jobset:
+        return
+    label = f"{jobset}-{name}-{indexes['jobIndex']}-{indexes['podIndex']}.{subdomain or jobset}"
+    for complaint in api_names.label_value(label):
+        why = f'spec will lead to invalid label value "{label}" for coordinator label "jobset.sigs.k8s.io/coordinator"'
+        yield contradiction("jobset-names", path, f"{why} (long JobSet / ReplicatedJob / SubDomain name?): {complaint}")
 
 
 def _made_names(name: str, one: Spec, path: PartPath) -> Iterator[Problem]:

@@ -99,9 +99,11 @@ _TABLE: Final[Mapping[str, tuple[str, str]]] = {
         "name an earlier one, with status Ready or Complete",
     ),
     "jobset-names": (
-        "The names of the Jobs or pods, made from these, are too long or malformed.",
+        "The names of the Jobs, pods or labels, made from these, are too long or malformed.",
         "shorten the JobSet's name, and begin it with a letter",
     ),
+    "jobset-size": ("So many pods cannot be counted.", "write fewer replicas"),
+    "jobset-words": ("There is no such order or operator.", "write AnyOrder or InOrder; All or Any"),
     "jobset-coordinator": ("The coordinator is no pod of the set.", "name a replicated job, a Job and a pod of it"),
     "jobset-strategy-unknown": ("There are three strategies.", "write BlockingRecreate"),
     "jobset-rules-over-20": ("A failure policy has 20 rules at most.", "join rules that do the same"),
