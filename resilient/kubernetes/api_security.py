@@ -46,8 +46,8 @@ _SYSTEMS: Final = ("linux", "windows")
 _SYSCTL: Final = re.compile(r"([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?")
 _SYSCTL_BYTES: Final = 253
 _OF_THE_HOST: Final = {"hostNetwork": ("net.",), "hostIPC": ("kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue.")}
-_NEEDED_NAMESPACES: Final = {"hostNetwork": "hostNetwork", "hostPID": "HostPID", "hostIPC": "HostIPC"}
-"""By the name that the API server writes."""
+_NEEDED_NAMESPACES: Final = {"hostPID": "HostPID", "hostIPC": "HostIPC"}
+"""By the name that the API server writes; whether hostNetwork is among them depends on a feature gate."""
 
 
 def pod_security(spec: Spec, path: PartPath) -> Iterator[Problem]:

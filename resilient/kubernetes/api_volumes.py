@@ -77,7 +77,7 @@ def _source(volume: Spec, path: PartPath) -> Iterator[Problem]:
     for name in given[:1]:
         source, where = volume[name], (*path, name)
         for key in _REQUIRED.get(name, ()):
-            if not source.get(key):
+            if source.get(key) in (None, ""):
                 yield required("volume-incomplete", (*where, key))
         if name in _LOOK:
             yield from _LOOK[name](source, where)
@@ -116,7 +116,7 @@ def _downward(source: Spec, path: PartPath) -> Iterator[Problem]:
 
 
 def _ephemeral(source: Spec, path: PartPath) -> Iterator[Problem]:
-    if template := mapping(source.get("volumeClaimTemplate")):
+    if isinstance(template := source.get("volumeClaimTemplate"), dict):
         where = (*path, "volumeClaimTemplate")
         for key, value in mapping(template.get("metadata")).items():
             if key not in ("annotations", "labels") and value:

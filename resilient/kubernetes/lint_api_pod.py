@@ -133,7 +133,7 @@ ROWS: Final[Mapping[str, tuple[str, str]]] = {
         "A path leads out of where it must stay, or two files would have it.",
         "write one without '..', relative inside a volume and absolute on a server",
     ),
-    "volume-size-limit": ("There is no room of less than nothing.", "write for example 20Gi"),
+    "volume-size-limit": ("A size is not below zero.", "write for example 20Gi"),
     "host-path-type": ("There is no such type of path.", "write Directory, or DirectoryOrCreate"),
     "file-mode": (
         "These are no permissions: in YAML 644 is a decimal number, and 0644 an octal one.",
@@ -194,7 +194,7 @@ ROWS: Final[Mapping[str, tuple[str, str]]] = {
         "This selects no pods: a key, a value or an operator is malformed, or a key stands twice.",
         "write In with values, Exists without",
     ),
-    "claim-metadata": ("A claim of a pod is named after it.", "leave labels and annotations alone in its metadata"),
+    "claim-metadata": ("A claim of a pod is named after it.", "write labels and annotations only"),
     "scheduling-gate": (
         "A gate's name is missing, taken or malformed.",
         "give each its own: example.com/quota",
