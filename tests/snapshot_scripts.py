@@ -30,10 +30,10 @@ class Latest(Copying):
         super().__init__(*args, **kwargs)
         self._awaited = threading.Event()
 
-    def run(self) -> bool:
+    def run(self, then: Callable[[], object] = lambda: None) -> bool:
         while not self._awaited.wait(0.1) and threading.main_thread().is_alive():
             pass  # a script that has raised waits for its threads, and nobody for the copy
-        return super().run()
+        return super().run(then)
 
     def fence(self) -> None:
         self._awaited.set()

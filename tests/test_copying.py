@@ -2,6 +2,7 @@
 """Tests of copying behind the training: the bits of the moment when it began, or none."""
 
 import ctypes
+import queue
 import threading
 from collections.abc import Callable
 
@@ -123,6 +124,21 @@ def test_what_changes_after_the_copy_changes_nothing() -> None:
     copying.fence()
     source.zero_()
     assert target.tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+
+
+def test_what_is_made_of_a_copy_waits_for_no_fence() -> None:
+    """Digests are made of what is in place, while the training is still on its way to the optimizer."""
+    source = torch.arange(6.0)
+    copying, target = copy_of(source)
+    made: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    held: queue.SimpleQueue[bool] = queue.SimpleQueue()
+    worker = threading.Thread(target=lambda: held.put(copying.run(lambda: made.put(raw(target)))))
+    worker.start()
+    assert made.get(timeout=60) == raw(source)
+    assert held.empty()
+    copying.fence()
+    assert held.get(timeout=60)
+    worker.join()
 
 
 class Held(Copying):

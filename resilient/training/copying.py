@@ -17,7 +17,7 @@ from __future__ import annotations
 import ctypes
 import operator
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import torch
@@ -88,8 +88,11 @@ class Copying:
                 _queue(self._batch.devices.get(device, ()), side)
                 self._events[device] = side.record_event()
 
-    def run(self) -> bool:
-        """Copy what lies in host memory, wait for devices and fence; False if a source was changed meanwhile."""
+    def run(self, then: Callable[[], object] = lambda: None) -> bool:
+        """Copy what lies in host memory, wait for devices and fence; False if a source was changed meanwhile.
+
+        ``then`` is done once the targets are what they will be, without waiting for the fence.
+        """
         try:
             addresses = self._batch.addresses  # those on devices follow
             for (source, target), address in zip(self._batch.host, addresses, strict=False):
@@ -101,6 +104,7 @@ class Copying:
         self._batch.samples.draw()
         for event in self._events.values():
             event.synchronize()
+        then()
         self._await_fence()
         return self._holds
 

@@ -3,8 +3,8 @@
 
 At the boundary of a step everything is laid out, and what may change at any time is copied.
 Parameters and optimizer state follow behind the next forward and backward, and the first
-optimizer to step waits until they are copied. Then the digests are made, and only then does
-the slot count as whole.
+optimizer to step waits until they are copied. The digests are made as soon as they are, and
+when that step has found nothing changed, the slot counts as whole.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ class Snapshots:
 
     def _copied(self, copying: Copying, taking: _Taking) -> bool:
         """Copy behind the training; False if it is dropped, which is said."""
-        still = copying.run()
+        still = copying.run(taking.measure)
         alike = self._inventory.is_as_taken()
         if still and alike:
             return True
@@ -197,7 +197,7 @@ class Snapshots:
         return False
 
     def _seal(self, taking: _Taking) -> SlotRecord:
-        first, own = taking.extents or [Extent(size=len(v), digest=digest.digest(v)) for v in taking.views]
+        first, own = taking.extents or taking.measure()
         return SlotRecord(slot=taking.slot, attempt=self.attempt, step=taking.step, tensors=first, own=own)
 
     def _say(self, text: str) -> None:
@@ -222,9 +222,15 @@ class _Taking:
     views: Sequence[memoryview] = ()
     """Both images in memory."""
     extents: tuple[Extent, Extent] | None = None
-    """Of images that are not in memory, and whole."""
+    """Of both images, once they are whole."""
     copying: Copying | None = None
     """``None`` where all is copied already."""
     metrics: Mapping[str, float]
     stall_s: float = 0.0
     """For which the training has waited so far."""
+
+    def measure(self) -> tuple[Extent, Extent]:
+        """Make the digests: for nothing, if the snapshot is dropped in the end, and sooner for all others."""
+        first, own = (Extent(size=len(view), digest=digest.digest(view)) for view in self.views)
+        self.extents = first, own
+        return self.extents
