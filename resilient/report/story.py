@@ -231,9 +231,10 @@ def _how_ended(lives: Sequence[Life], life: Life, attempt: Attempt, now_s: float
     if attempt is not life.attempt or attempt.judgement is not None:
         return "failed"
     if life.exit is not None:
-        if life.exit.get("code") == ExitCode.FINISHED:
+        code = whole(life.exit, "code")
+        if code == ExitCode.FINISHED:
             return "finished"
-        return "asked to leave" if life.asked_by or life.exit.get("code") in PREEMPTED else "ended"
+        return "asked to leave" if life.asked_by or code in PREEMPTED else "ended"
     return "running" if life is lives[-1] and _may_run(life, now_s) else "cut off"
 
 
