@@ -78,11 +78,11 @@ def _alpha(subject: Subject) -> Iterator[Hit]:
     policy, path = mapping(inside(subject.jobset, "failurePolicy")), (*subject.jobset_path, "failurePolicy")
     if not _first_of_set(subject):
         return
-    if policy.get("restartStrategy") in _ALPHA:
-        yield Hit(path=(*path, "restartStrategy"), detail=text(policy.get("restartStrategy")))
+    if (strategy := text(policy.get("restartStrategy"))) in _ALPHA:
+        yield Hit(path=(*path, "restartStrategy"), detail=strategy)
     for index, rule in enumerate(items(policy.get("rules"))):
-        if inside(rule, "action") in _ALPHA:
-            yield Hit(path=(*path, "rules", index, "action"), detail=text(inside(rule, "action")))
+        if (action := text(inside(rule, "action"))) in _ALPHA:
+            yield Hit(path=(*path, "rules", index, "action"), detail=action)
 
 
 def _made_again(subject: Subject) -> Iterator[Hit]:
