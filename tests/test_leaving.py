@@ -10,11 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from host import Host
+from host import WAIT_S, Host
 from supervised import LIMIT_S
 
 import resilient
 from resilient.link import board as words
+from resilient.link.messages import Steps
 
 IN_A_CYCLE = """
 import atexit, gc, logging, sys, threading, weakref
@@ -84,6 +85,8 @@ def test_a_worker_that_caught_its_end_leaves_at_the_next_boundary() -> None:
     with Host() as host, ours, theirs:
         host.launch(catches_everything, theirs)
         host.begin()
+        host.hear(Steps)  # which it answers
+        ours.settimeout(WAIT_S)
         assert ours.recv(1) == b"!"
         host.board.words[words.END] = 1
         assert host.kill(signal.SIGTERM) == [143]
