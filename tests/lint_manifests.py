@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
+
+from hypothesis import strategies as st
 
 from resilient.kubernetes import documents, lint
 from resilient.kubernetes.documents import Document
@@ -182,3 +185,25 @@ def findings(whole: Any) -> list[Finding]:
 def ids(whole: Any) -> set[str]:
     """The rows that it names."""
     return {finding.row.id for finding in findings(whole)}
+
+
+WRONG: Final[st.SearchStrategy[Any]] = (
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3) | st.just([]) | st.just({}) | st.just([{}, 1, None])
+)
+"""What may stand in any field by mistake."""
+
+
+def places(manifests: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Every field of all these, as the name of the manifest and what ``edited`` takes."""
+    return [(name, path) for name, whole in manifests.items() for path in _paths(whole)]
+
+
+def _paths(value: Any, path: str = "") -> list[str]:
+    """Keys with a dot cannot be written in one."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [
+        below
+        for key, item in inner
+        if "." not in str(key)
+        for below in (f"{path}{key}", *_paths(item, f"{path}{key}."))
+    ]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lint_claim_cases import claims, led
 from lint_container_cases import live, pod, ports, source
-from lint_manifests import BACKUP, MORE, RUNTIME, RUNTIME_JOB, edited, findings
+from lint_manifests import BACKUP, MORE, RUNTIME, RUNTIME_JOB, WRONG, edited, findings, places
 from lint_pod_cases import copy
 from lint_spec_cases import apart, devices, mount, on_nodes, scratch, sources, spread, tolerated, volume
 
@@ -150,25 +150,7 @@ def test_nothing_is_said_about_what_is_accepted(name: str) -> None:
     assert [finding.detail for finding in findings(ACCEPTED[name]) if finding.row.id not in TOLERATED] == []
 
 
-WRONG: st.SearchStrategy[Any] = (
-    st.none() | st.booleans() | st.integers() | st.text(max_size=3) | st.just([]) | st.just({}) | st.just([{}, 1, None])
-)
-
-
-def _paths(value: Any, path: str = "") -> list[str]:
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [
-        below
-        for key, item in inner
-        if "." not in str(key)
-        for below in (f"{path}{key}", *_paths(item, f"{path}{key}."))
-    ]
-
-
-PLACES = [(name, path) for name, whole in ACCEPTED.items() for path in _paths(whole)]
-
-
-@given(st.sampled_from(PLACES), WRONG)
+@given(st.sampled_from(places(ACCEPTED)), WRONG)
 def test_no_pod_is_too_wrong_to_be_judged(place: tuple[str, str], value: Any) -> None:
     """Whatever stands in whatever field, the linter answers."""
     name, path = place

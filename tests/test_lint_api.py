@@ -21,7 +21,7 @@ from kubeflow_trainer_api.models import (
     TrainerV1alpha1TrainingRuntime,
     TrainerV1alpha1TrainJob,
 )
-from lint_manifests import BACKUP, CLEAN, edited, findings
+from lint_manifests import BACKUP, CLEAN, WRONG, edited, findings, places
 
 from resilient.errors import SettingsError
 from resilient.kubernetes.api_cron import schedule
@@ -295,22 +295,7 @@ def test_vectors_of_another_form_are_refused(tmp_path: Path, content: str) -> No
         judge_vectors(str(path))
 
 
-WRONG: st.SearchStrategy[Any] = (
-    st.none() | st.booleans() | st.integers() | st.text(max_size=3) | st.just([]) | st.just({}) | st.just([{}, 1, None])
-)
-
-
-def _paths(value: Any, path: str = "") -> list[str]:
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [
-        below for key, item in inner for below in (f"{path}{key}", *_paths(item, f"{path}{key}.")) if "/" not in below
-    ]
-
-
-PLACES = [(name, path) for name, whole in CLEAN.items() for path in _paths(whole) if ".io" not in path]
-
-
-@given(st.sampled_from(PLACES), WRONG)
+@given(st.sampled_from(places(CLEAN)), WRONG)
 def test_no_manifest_is_too_wrong_to_be_judged(place: tuple[str, str], value: Any) -> None:
     """Whatever stands in whatever field, the linter answers."""
     name, path = place

@@ -13,6 +13,7 @@ from typing import Any, Final
 from resilient.kubernetes import api_names
 from resilient.kubernetes.api_problems import (
     Problem,
+    Spec,
     forbidden,
     inside,
     invalid,
@@ -24,8 +25,6 @@ from resilient.kubernetes.api_problems import (
     text,
 )
 from resilient.kubernetes.building import PartPath
-
-Spec = Mapping[str, Any]
 
 _REQUIRED: Final = "requiredDuringSchedulingIgnoredDuringExecution"
 _PREFERRED: Final = "preferredDuringSchedulingIgnoredDuringExecution"

@@ -7,13 +7,14 @@ Facts from JobSet 0.12: ``validateVolumeClaimPolicies`` of ``pkg/webhooks/jobset
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Iterator
+from typing import Final
 
 from resilient.kubernetes import api_names, api_schema
 from resilient.kubernetes.api_claims import claim_spec
 from resilient.kubernetes.api_problems import (
     Problem,
+    Spec,
     contradiction,
     inside,
     invalid,
@@ -25,8 +26,6 @@ from resilient.kubernetes.api_problems import (
     unless_one_of,
 )
 from resilient.kubernetes.building import PartPath
-
-Spec = Mapping[str, Any]
 
 _MOST: Final = 50
 _MOST_NAME: Final = 63

@@ -8,12 +8,13 @@ keys, with ``pkg/apis/core/pods/helpers.go``. A volume of the downward API asks 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Final
 
 from resilient.kubernetes import api_names
 from resilient.kubernetes.api_problems import (
     Problem,
+    Spec,
     inside,
     invalid,
     invalids,
@@ -24,8 +25,6 @@ from resilient.kubernetes.api_problems import (
     unsupported,
 )
 from resilient.kubernetes.building import PartPath
-
-Spec = Mapping[str, Any]
 
 FIELDS: Final = (
     *("metadata.name", "metadata.namespace", "metadata.uid", "spec.nodeName", "spec.serviceAccountName"),

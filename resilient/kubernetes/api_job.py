@@ -14,6 +14,7 @@ from typing import Any, Final
 from resilient.kubernetes import api_names
 from resilient.kubernetes.api_problems import (
     Problem,
+    Spec,
     contradiction,
     duplicate,
     inside,
@@ -30,8 +31,6 @@ from resilient.kubernetes.api_problems import (
 )
 from resilient.kubernetes.api_success import success_policy
 from resilient.kubernetes.building import PartPath
-
-Spec = Mapping[str, Any]
 
 ACTIONS: Final = ("Count", "FailIndex", "FailJob", "Ignore")
 OPERATORS: Final = ("In", "NotIn")

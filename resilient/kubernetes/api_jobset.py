@@ -8,7 +8,7 @@ finished by the TrainJob, so that they need not be whole.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Final
 
 from resilient.core.kube_jobset import SetAction
@@ -19,6 +19,7 @@ from resilient.kubernetes.api_objects import embedded_job
 from resilient.kubernetes.api_problems import (
     INT32,
     Problem,
+    Spec,
     contradiction,
     duplicate,
     inside,
@@ -33,8 +34,6 @@ from resilient.kubernetes.api_problems import (
     unsupported,
 )
 from resilient.kubernetes.building import PartPath
-
-Spec = Mapping[str, Any]
 
 REASONS: Final = (
     "BackoffLimitExceeded",

@@ -13,6 +13,7 @@ from typing import Any, Final
 from resilient.kubernetes import api_names
 from resilient.kubernetes.api_problems import (
     Problem,
+    Spec,
     forbidden,
     inside,
     invalid,
@@ -26,7 +27,6 @@ from resilient.kubernetes.api_problems import (
 )
 from resilient.kubernetes.building import PartPath
 
-Spec = Mapping[str, Any]
 Volumes = Mapping[str, bool]
 """By name, whether it is a claim, which alone can be a device."""
 

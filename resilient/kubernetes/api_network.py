@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Iterator
+from typing import Final
 
 from resilient.kubernetes import api_names
 from resilient.kubernetes.api_problems import (
     Problem,
+    Spec,
     inside,
     invalid,
     invalids,
@@ -25,8 +26,6 @@ from resilient.kubernetes.api_problems import (
     unless_one_of,
 )
 from resilient.kubernetes.building import PartPath
-
-Spec = Mapping[str, Any]
 
 _POLICIES: Final = ("ClusterFirstWithHostNet", "ClusterFirst", "Default", "None")
 _MOST_SERVERS: Final = 3

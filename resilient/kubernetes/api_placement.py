@@ -8,13 +8,14 @@ clusters differ: nothing is said about them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from resilient.kubernetes import api_names
 from resilient.kubernetes.api_affinity import affinity, label_selector, labels
 from resilient.kubernetes.api_problems import (
     Problem,
+    Spec,
     duplicate,
     forbidden,
     inside,
@@ -29,8 +30,6 @@ from resilient.kubernetes.api_problems import (
     unsupported,
 )
 from resilient.kubernetes.building import PartPath
-
-Spec = Mapping[str, Any]
 
 _OPERATORS: Final = ("Equal", "Exists")
 _GATED: Final = ("Lt", "Gt")

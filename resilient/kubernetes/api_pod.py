@@ -7,8 +7,8 @@ and newer, ``RestartAllContainers`` 1.36). All else that a pod and its container
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Collection, Iterator
+from typing import Final
 
 from resilient.kubernetes import api_names
 from resilient.kubernetes.api_env import environment
@@ -21,6 +21,7 @@ from resilient.kubernetes.api_probes import DEFAULT_GRACE_S, probes
 from resilient.kubernetes.api_problems import (
     INT32,
     Problem,
+    Spec,
     duplicate,
     forbidden,
     inside,
@@ -47,8 +48,6 @@ _OF_SIDECARS: Final = ("lifecycle", "livenessProbe", "readinessProbe", "startupP
 _MESSAGE_POLICIES: Final = ("FallbackToLogsOnError", "File")
 _PULL_POLICIES: Final = ("Always", "IfNotPresent", "Never")
 _CLAIMS: Final = ("persistentVolumeClaim", "ephemeral")
-
-Spec = Mapping[str, Any]
 
 
 def pod_spec(spec: Spec, path: PartPath, *, is_whole: bool = True, claimed: Collection[str] = ()) -> Iterator[Problem]:

@@ -7,12 +7,13 @@ Facts from ``pkg/apis/core/validation/validation.go``: ``validateContainerPorts`
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from resilient.kubernetes import api_names
 from resilient.kubernetes.api_problems import (
     Problem,
+    Spec,
     duplicate,
     inside,
     invalid,
@@ -25,8 +26,6 @@ from resilient.kubernetes.api_problems import (
     unless_one_of,
 )
 from resilient.kubernetes.building import PartPath
-
-Spec = Mapping[str, Any]
 
 _PROTOCOLS: Final = ("SCTP", "TCP", "UDP")
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final
+from typing import Final
 
 from resilient.kubernetes import api_names
 from resilient.kubernetes.api_problems import (
     Problem,
+    Spec,
     forbidden,
     inside,
     invalid,
@@ -26,8 +27,6 @@ from resilient.kubernetes.api_problems import (
     unless_one_of,
 )
 from resilient.kubernetes.building import PartPath
-
-Spec = Mapping[str, Any]
 
 _PROBES: Final = ("livenessProbe", "readinessProbe", "startupProbe")
 _EVENTS: Final = ("postStart", "preStop")

@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from resilient.kubernetes.building import PartPath
 
+Spec: TypeAlias = Mapping[str, Any]
+"""A part of a manifest that is an object, whatever stands in its fields."""
 INT32: Final = 2_147_483_647
 _BRIEF: Final = 360
 

@@ -7,13 +7,14 @@ Facts from ``pkg/apis/core/validation/validation.go``: ``validateKeyToPath``, ``
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from resilient.kubernetes import api_names
 from resilient.kubernetes.api_env import field_of_pod, field_of_resources
 from resilient.kubernetes.api_problems import (
     Problem,
+    Spec,
     forbidden,
     invalid,
     invalids,
@@ -24,8 +25,6 @@ from resilient.kubernetes.api_problems import (
     text,
 )
 from resilient.kubernetes.building import PartPath
-
-Spec = Mapping[str, Any]
 
 _MOST_MODE: Final = 0o777
 _FIELDS: Final = (*("metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"),)

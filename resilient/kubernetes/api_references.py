@@ -7,12 +7,13 @@ Facts from ``pkg/apis/core/validation/validation.go``: ``ValidatePodSpec``, ``va
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Final
 
 from resilient.kubernetes import api_names
 from resilient.kubernetes.api_problems import (
     Problem,
+    Spec,
     contradiction,
     duplicate,
     inside,
@@ -25,8 +26,6 @@ from resilient.kubernetes.api_problems import (
     unless_one_of,
 )
 from resilient.kubernetes.building import PartPath
-
-Spec = Mapping[str, Any]
 
 _NAMES: Final = ("serviceAccountName", "priorityClassName", "nodeName", "runtimeClassName")
 _PREEMPTIONS: Final = ("PreemptLowerPriority", "Never")

@@ -8,13 +8,14 @@ Facts from ``pkg/apis/core/validation/validation.go``: ``validatePodSpecSecurity
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Final
 
 from resilient.kubernetes import api_names
 from resilient.kubernetes.api_problems import (
     INT32,
     Problem,
+    Spec,
     contradiction,
     duplicate,
     forbidden,
@@ -30,8 +31,6 @@ from resilient.kubernetes.api_problems import (
     unsupported,
 )
 from resilient.kubernetes.building import PartPath
-
-Spec = Mapping[str, Any]
 
 _IDS: Final = ("fsGroup", "runAsUser", "runAsGroup")
 _POLICIES: Final = {

@@ -4,15 +4,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Final
 
 from resilient.kubernetes.api_defaults import template_form
 from resilient.kubernetes.api_job import defaulted
-from resilient.kubernetes.api_problems import Problem, inside, invalid, items, mapping
+from resilient.kubernetes.api_problems import Problem, Spec, inside, invalid, items, mapping
 from resilient.kubernetes.building import PartPath
-
-Spec = Mapping[str, Any]
 
 _IMMUTABLE: Final = (
     "selector",

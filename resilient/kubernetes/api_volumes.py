@@ -14,6 +14,7 @@ from resilient.kubernetes import api_names
 from resilient.kubernetes.api_claims import claim_spec
 from resilient.kubernetes.api_problems import (
     Problem,
+    Spec,
     contradiction,
     duplicate,
     forbidden,
@@ -28,8 +29,6 @@ from resilient.kubernetes.api_problems import (
 from resilient.kubernetes.api_projected import mode, paths_of_keys, projected, written_fields
 from resilient.kubernetes.api_resources import NO_QUANTITY, quantity
 from resilient.kubernetes.building import PartPath
-
-Spec = Mapping[str, Any]
 
 SOURCES: Final = (
     *("emptyDir", "hostPath", "gitRepo", "gcePersistentDisk", "awsElasticBlockStore", "secret", "nfs", "iscsi"),
