@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 
 from resilient.core.batch import Batch
 from resilient.core.collectives import Collectives
@@ -202,23 +202,5 @@ class SaveEnded:
 
 FromHost = Begin | Try | Go | Refuse | FinalSlot | AlreadyFinished | SaveEnded
 
-FROM_WORKER: Final[Mapping[str, type[FromWorker]]] = {
-    kind.__name__: kind
-    for kind in (
-        Hello,
-        Tried,
-        Restored,
-        Steps,
-        PhaseNamed,
-        Taken,
-        NotTaken,
-        AtEnd,
-        Leaving,
-        Note,
-        Communicated,
-        Refused,
-    )
-}
-FROM_HOST: Final[Mapping[str, type[FromHost]]] = {
-    kind.__name__: kind for kind in (Begin, Try, Go, Refuse, FinalSlot, AlreadyFinished, SaveEnded)
-}
+FROM_WORKER: Final[Mapping[str, type[FromWorker]]] = {kind.__name__: kind for kind in get_args(FromWorker)}
+FROM_HOST: Final[Mapping[str, type[FromHost]]] = {kind.__name__: kind for kind in get_args(FromHost)}
