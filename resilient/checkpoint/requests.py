@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, get_args
 
 from resilient.checkpoint.layout import Debit, DenialRecord, FinishedMark
 from resilient.core.aftermath import Trace
@@ -245,7 +245,5 @@ class Failed:
 
 Reply = Opened | Done | Saved | Fetched | Failed
 
-REQUESTS: Final[Mapping[str, type[Request]]] = {
-    kind.__name__: kind for kind in (Open, Claim, Save, Fetch, Record, Deny, Finish, Ship)
-}
-REPLIES: Final[Mapping[str, type[Reply]]] = {kind.__name__: kind for kind in (Opened, Done, Saved, Fetched, Failed)}
+REQUESTS: Final[Mapping[str, type[Request]]] = {kind.__name__: kind for kind in get_args(Request)}
+REPLIES: Final[Mapping[str, type[Reply]]] = {kind.__name__: kind for kind in get_args(Reply)}

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar, get_args
 
 from resilient import retry
 from resilient.core.pod_report import Report, Sieve
@@ -106,7 +106,7 @@ class Told:
 
 
 FromWatcher = Seen | Unanswered | NotSeen | Told
-FROM_WATCHER: Final[dict[str, type[FromWatcher]]] = {kind.__name__: kind for kind in (Seen, Unanswered, NotSeen, Told)}
+FROM_WATCHER: Final[dict[str, type[FromWatcher]]] = {kind.__name__: kind for kind in get_args(FromWatcher)}
 
 
 def serve(channel: Channel[Look | Leaving | Tell], open_api: Callable[[], Api]) -> None:
