@@ -168,15 +168,16 @@ class Inline:
 
 
 class SaverProcess:
-    """A real saver process; ``script`` is Python that runs before its ``main``."""
+    """A real saver process; ``script`` is Python that runs before its ``main``, and may ``tell`` on its stdout."""
 
-    def __init__(self, arenas: Arenas, script: str = "") -> None:
+    def __init__(self, arenas: Arenas, script: str = "", *, tell: bool = False) -> None:
         ours, theirs = socket.socketpair()
         code = f"import sys\n{script}\nfrom resilient.checkpoint.saver import main\nsys.exit(main(sys.argv[1:]))"
         self.process = subprocess.Popen(
             [sys.executable, "-c", code, str(theirs.fileno()), json.dumps(arenas.slots)],
             pass_fds=[theirs.fileno(), *arenas.fds],
             cwd=Path(__file__).parent.parent,
+            stdout=subprocess.PIPE if tell else None,
         )
         theirs.close()
         self.client = Client(ours)
@@ -196,3 +197,5 @@ class SaverProcess:
         finally:
             self.process.kill()
             self.process.wait()
+            if self.process.stdout is not None:
+                self.process.stdout.close()

@@ -52,13 +52,13 @@ def test_old_checkpoints_that_stay_are_complained_of_now_and_then() -> None:
     )
     board = Board.create(1)
     host = Host(board, ports)
-    host.tiers.can_save = True
+    host.tiers.saving.may = True
     image = Extent(size=8, digest=f"xxh3_128:{0:032x}")
     denied = ("cannot delete 1-0: denied",)
     for step, at, why in [(1, 0, denied), (2, 1, denied), (3, 2, ()), (4, 3, denied), (5, 4 + SAY_AGAIN_S, denied)]:
         clock[0] = at
         board.publish(0, SlotRecord(slot=0, attempt=1, step=step, tensors=image, own=image))
-        host.tiers.settle(at)
+        host.tiers.saving.settle(at)
         save, then = asked.pop()
         saved = Saved(id=1, name=f"1-{step}", attempt=1, step=save.step, size_bytes=16, seconds=0.0, not_pruned=why)
         then(saved)

@@ -63,6 +63,20 @@ def test_leaving_ends_every_wait() -> None:
     assert not any(thread.is_alive() for thread in threads)
 
 
+@pytest.mark.parametrize("limit", [None, 1])
+def test_a_file_that_nobody_wants_is_not_waited_for(limit: int | None) -> None:
+    """Whether there is a limit or not, each piece asks first."""
+    waits = Waits()
+    wanted = iter([None, None])
+    throttle = Throttle(bytes_per_s=limit, lifted=waits, now=lambda: waits.now_s, wanted=lambda: next(wanted))
+    throttle.take(5)
+    throttle.take(5)
+    before_s = list(waits.waited_s)
+    with pytest.raises(StopIteration):
+        throttle.take(5)
+    assert waits.waited_s == before_s
+
+
 @pytest.mark.parametrize("size", [0, 1, 9, 10, 11, 95, 100])
 @pytest.mark.parametrize("at_once", [1, 4])
 def test_pieces_cover_a_file_once(size: int, at_once: int) -> None:

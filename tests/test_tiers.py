@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from resilient.checkpoint.requests import Failed, Reply, Save, Saved
+from resilient.checkpoint.requests import Failed, Reply, Request, Save, Saved
 from resilient.core.cadence import Cadence, Every
 from resilient.link.board import ENTERED, SNAPSHOT_SLOT, SNAPSHOT_STEP, SPILL, Board, Extent, SlotRecord, row_base
 from resilient.link.messages import NotTaken, Taken
-from resilient.supervisor.tiers import RETRY_S, Tiers
+from resilient.supervisor.saving import RETRY_S
+from resilient.supervisor.tiers import Tiers
 
 CADENCE = Cadence(durable=Every(steps=20), memory=Every(steps=5), has_store=True)
 
@@ -24,16 +25,21 @@ class Desk:
         self.settled: list[int] = []
         self.tiers = Tiers(
             self.board,
-            ask=lambda make, then: self.asked.append((make(len(self.asked)), then)),
+            ask=self._ask,
             told=lambda kind, fields: self.told.append((kind, fields)),
             committed=lambda step: None,
             settled=self.settled.append,
         )
 
+    def _ask(self, make: Callable[[int], Request], then: Callable[[Reply], None]) -> None:
+        request = make(len(self.asked))
+        assert isinstance(request, Save)  # nothing is written ahead here: see test_saving.py
+        self.asked.append((request, then))
+
     def launch(self, attempt: int, step: int) -> None:
         """Workers of a new attempt go on from a step."""
         self.tiers.start(attempt, None)
-        self.tiers.can_save = True
+        self.tiers.saving.may = True
         self.tiers.train(CADENCE, step)
 
     def come_to(self, step: int, now: float = 0.0) -> int | None:
@@ -94,7 +100,7 @@ def test_memory_goes_on_while_the_store_is_away_and_the_newest_is_saved_then(des
     assert desk.asked == []
     desk.pass_boundary(36, now=RETRY_S)
     assert desk.answer(ok=True).step == 35
-    assert desk.tiers.durable_step == 35
+    assert desk.tiers.saving.durable_step == 35
 
 
 def test_what_is_being_saved_is_not_written_over(desk: Desk) -> None:
@@ -108,10 +114,10 @@ def test_what_is_being_saved_is_not_written_over(desk: Desk) -> None:
 
 def test_a_checkpoint_that_was_refused_does_not_count_as_durable(desk: Desk) -> None:
     """Workers went back behind it: what they leave must be saved although its step is lower."""
-    desk.tiers.durable_step = 60
+    desk.tiers.saving.durable_step = 60
     desk.launch(2, 40)
     assert desk.pass_boundary(45)
-    desk.tiers.settle(0.0)
+    desk.tiers.saving.settle(0.0)
     assert desk.settled == []
     assert desk.answer(ok=True).step == 45
     assert desk.settled == [45]
@@ -173,7 +179,7 @@ def test_what_was_refused_is_no_snapshot(desk: Desk) -> None:
     assert only.slot is not None
     desk.tiers.slots.void(only.slot)
     assert desk.tiers.candidates() == []
-    desk.tiers.settle(0.0)
+    desk.tiers.saving.settle(0.0)
     assert (desk.asked, desk.settled) == ([], [0])
 
 
@@ -183,8 +189,8 @@ def test_what_an_earlier_container_could_not_save_is_saved_first(desk: Desk, dur
     desk.take(60, 1)
     whole = desk.tiers.slots.newest
     assert whole is not None
-    desk.tiers.adopt(whole, "3-40")
-    desk.tiers.durable_step = durable
+    desk.tiers.saving.adopt(whole, "3-40")
+    desk.tiers.saving.durable_step = durable
     desk.tiers.tick(0.0)
     assert desk.asked == []
     desk.launch(5, 60)

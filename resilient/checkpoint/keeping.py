@@ -24,7 +24,6 @@ from resilient.checkpoint.layout import (
     AttemptRecord,
     Debit,
     DenialRecord,
-    FileRecord,
     Manifest,
     RankFiles,
     RunRecord,
@@ -40,6 +39,7 @@ from resilient.checkpoint.requests import (
     Fetch,
     Fetched,
     Finish,
+    Judge,
     Open,
     Opened,
     Record,
@@ -49,6 +49,7 @@ from resilient.checkpoint.requests import (
     Saved,
     Ship,
 )
+from resilient.checkpoint.saves import Saves, name_files
 from resilient.checkpoint.shipped import ShippedJournal
 from resilient.checkpoint.store import open_store
 from resilient.checkpoint.survey import Survey, claim_of, survey
@@ -56,7 +57,7 @@ from resilient.checkpoint.throttle import Throttle
 from resilient.checkpoint.vault import Corrupt, Vault
 from resilient.core.aftermath import Trace
 from resilient.errors import CheckpointError, StoreError
-from resilient.link.board import ON_DISK, Extent, SlotRecord
+from resilient.link.board import ON_DISK, SlotRecord
 
 T = TypeVar("T")
 _DENY_LIST_S: Final = 30.0
@@ -91,6 +92,7 @@ class Keeping:
     def __init__(self, slots: Mapping[int, Sequence[int]]) -> None:
         self.leaving = threading.Event()
         """Set when nobody waits for answers any more: no operation is tried again."""
+        self.saves = Saves()
         self._slots = {
             rank: [Slot.from_fd(fd, on_disk=number in ON_DISK) for number, fd in enumerate(fds)]
             for rank, fds in slots.items()
@@ -108,8 +110,16 @@ class Keeping:
             return self._save(self._held, request)
         if isinstance(request, Fetch):
             return self._fetch(self._held, request)
+        if isinstance(request, Judge):
+            self.saves.judge(request)
+            return Done(id=request.id)
         self._small(request.patience_s, _operation(self._held, request))
         return Done(id=request.id)
+
+    def leave(self) -> None:
+        """Nobody waits for answers any more: what is known to be whole is saved, if the store takes it at once."""
+        self.leaving.set()
+        self.saves.leave()
 
     def renew_until_closed(self) -> None:
         """Say every ``RENEW_S`` that the holder lives."""
@@ -131,7 +141,8 @@ class Keeping:
         if self._held is not None:
             raise CheckpointError("cannot open: this saver holds a run already; start another saver")
         layout.component(asked.submission, "submission")
-        store = open_store(asked.url, throttle=Throttle(bytes_per_s=asked.save_bandwidth, lifted=self.leaving))
+        throttle = Throttle(bytes_per_s=asked.save_bandwidth, lifted=self.leaving, wanted=self.saves.check_wanted)
+        store = open_store(asked.url, throttle=throttle)
         self._small(asked.patience_s, store.probe)
         lock = self._small(asked.patience_s, lambda: self._acquire(store, asked))
         vault = Vault(store, clock=time.time)
@@ -183,8 +194,7 @@ class Keeping:
         return acquire(store, holder, patience_s=asked.lock_patience_s, now=time.monotonic, wait=self._pause)
 
     def _save(self, held: _Held, asked: Save) -> Saved:
-        begun_s = time.monotonic()
-        ranks, files = _name_files(asked.records)
+        ranks, files = name_files(asked.records)
         manifest = Manifest(
             run=held.run.id,
             submission=held.asked.submission,
@@ -200,8 +210,8 @@ class Keeping:
             metrics=asked.metrics,
         )
         images = self._images(asked.records, ranks)
-        name = retry.store_save(asked.patience_s, self.leaving)(
-            lambda: held.vault.save(manifest, images, held.lock.check)
+        name, seconds = self.saves.perform(
+            asked, lambda may_commit: held.vault.save(manifest, images, may_commit), held.lock.check
         )
         committed_s = time.monotonic()
         held.committed.add(asked.attempt)
@@ -214,7 +224,7 @@ class Keeping:
             attempt=asked.attempt,
             step=asked.step,
             size_bytes=sum(file.size for file in manifest.files),
-            seconds=committed_s - begun_s,
+            seconds=seconds,
             prune_s=time.monotonic() - committed_s,
             pruned=pruned.deleted,
             not_pruned=pruned.failed,
@@ -321,19 +331,6 @@ def _segment(path: str) -> bytes:
     if len(segment) > layout.SEGMENT_LIMIT:
         raise CheckpointError(f"cannot ship {path}: it is longer than {layout.SEGMENT_LIMIT} bytes; cut it earlier")
     return segment
-
-
-def _name_files(records: Sequence[SlotRecord]) -> tuple[tuple[RankFiles, ...], dict[str, FileRecord]]:
-    """The files of every rank, and each file once: ranks with equal tensors share those of the lowest of them."""
-    ranks: list[RankFiles] = []
-    files: dict[str, FileRecord] = {}
-    names: dict[Extent, str] = {}
-    for rank, record in enumerate(records):
-        tensors = names.setdefault(record.tensors, layout.tensors_file(rank))
-        ranks.append(RankFiles(tensors=tensors, own=layout.rank_file(rank)))
-        for name, extent in ((tensors, record.tensors), (ranks[-1].own, record.own)):
-            files[name] = FileRecord(file=name, size=extent.size, digest=extent.digest)
-    return tuple(ranks), files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

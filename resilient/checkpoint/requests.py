@@ -2,7 +2,7 @@
 """What a supervisor asks of its saver, and the answers: all of it, as frozen words.
 
 Each request carries a number that its answer repeats; answers may overtake each other,
-because a long :class:`Save` keeps no small request waiting. The first request is
+because a long :class:`Save` keeps no small request waiting, least of all :class:`Judge`. The first request is
 :class:`Open`. Closing the socket ends the saver, which finishes what was asked before.
 """
 
@@ -84,7 +84,20 @@ class Save:
     """What the training had measured last when the snapshots were taken."""
     rules: Rules = field(default_factory=Rules)
     """Which checkpoints stay. Not in :class:`Open`, which comes before the script has said what it wants."""
+    ahead: int | None = None
+    """A number by which :class:`Judge` will say whether the snapshots hold: until then the files are written, and
+    nothing is committed. ``None``: they hold."""
     patience_s: float = 120.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judge:
+    """Commit what a :class:`Save` has written ahead, or drop it, and answer that with ``dropped``; :class:`Done`."""
+
+    id: int
+    ahead: int
+    """Of that save; one that has ended already is not looked for."""
+    whole: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +153,7 @@ class Ship:
     patience_s: float = 10.0
 
 
-Request = Open | Claim | Save | Fetch | Record | Deny | Finish | Ship
+Request = Open | Claim | Save | Judge | Fetch | Record | Deny | Finish | Ship
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,7 +217,7 @@ class Saved:
     size_bytes: int
     """Bytes that were written: what several ranks have alike counts once."""
     seconds: float
-    """Until it was one."""
+    """Until it was one, without the wait for :class:`Judge`."""
     prune_s: float = 0.0
     """What deleting others took afterwards."""
     pruned: tuple[str, ...] = ()
@@ -235,7 +248,7 @@ class Failed:
     answered: bool
     """The store answered: waiting does not cure it."""
     kind: str
-    """``unreachable denied full missing refused conflict locked settings corrupt damaged internal``."""
+    """``unreachable denied full missing refused conflict locked settings corrupt damaged dropped internal``."""
 
     @property
     def conflict(self) -> bool:

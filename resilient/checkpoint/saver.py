@@ -6,7 +6,7 @@ what a worker put into its arena is saved although the worker is dead. It ends w
 socket is closed, after what it was asked before; signals do not end it, because a platform
 that signals every process of the container must not break a save off.
 
-One thread reads requests, one saves, one does everything small, one renews the lease.
+One thread reads requests and hears judgements, one saves, one does everything small, one renews the lease.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Final
 
 from resilient.checkpoint import requests
 from resilient.checkpoint.keeping import Keeping
-from resilient.checkpoint.requests import Failed, Fetch, Reply, Request, Save
+from resilient.checkpoint.requests import Failed, Fetch, Judge, Reply, Request, Save
 from resilient.checkpoint.store_errors import kind_of
 from resilient.errors import ResilientError, StoreError
 from resilient.link.channel import Channel, Closed
@@ -72,11 +72,16 @@ class _Desk:
             thread.start()
 
     def take(self, request: Request) -> None:
+        if isinstance(request, Judge):
+            self._send(self._answer(request))
+            return
+        if isinstance(request, Save):
+            self._keeping.saves.expect(request)
         (self._saves if isinstance(request, (Save, Fetch)) else self._small).put(request)
 
     def finish(self) -> None:
         """Do what was asked, without waiting for a store that does not answer, and end all threads."""
-        self._keeping.leaving.set()
+        self._keeping.leave()
         self._small.put(None)
         self._saves.put(None)
         for thread in self._workers:
@@ -86,9 +91,11 @@ class _Desk:
 
     def _work(self, inbox: queue.SimpleQueue[Request | None]) -> None:
         while (request := inbox.get()) is not None:
-            reply = self._answer(request)
-            with self._sending, contextlib.suppress(Closed):  # nobody waits for it any more
-                self._channel.send(reply)
+            self._send(self._answer(request))
+
+    def _send(self, reply: Reply) -> None:
+        with self._sending, contextlib.suppress(Closed):  # nobody waits for it any more
+            self._channel.send(reply)
 
     def _answer(self, request: Request) -> Reply:
         try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast a save may write, whatever the number of threads and files: one limit, shared by all of them."""
+"""How fast a save may write, and whether it still may: one limit, shared by all of its threads and files."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ class Throttle:
 
     Setting ``lifted`` ends every wait and the limit with it: who leaves writes what is left as fast as it goes, and
     no piece is tried again. A pause between saves is not saved up: after it, too, nothing goes faster than the limit.
+    ``wanted`` is called for each piece, and raises where the file is of no use any more.
     """
 
     bytes_per_s: int | None = None
     lifted: threading.Event = field(default_factory=threading.Event)
     now: Callable[[], float] = time.monotonic
+    wanted: Callable[[], None] = lambda: None
     _free_s: float = float("-inf")
     """When what was asked so far has passed."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def take(self, count: int) -> None:
         """Wait until ``count`` more bytes may be written."""
+        self.wanted()
         if self.bytes_per_s is None:
             return
         with self._lock:

@@ -165,7 +165,7 @@ class Vault:
     def save(self, manifest: Manifest, images: Mapping[str, memoryview], check: Callable[[], None]) -> str:
         """Write the images, by file name, and commit them; the new checkpoint's name.
 
-        ``check`` is called right before the commit, and raises if the run is not ours any more.
+        ``check`` is called right before the commit, which waits for it, and raises if there must be none.
         What was written so far is deleted again when anything fails.
         """
         committed = layout.encode(manifest)

@@ -32,7 +32,7 @@ NOTHING: Final = 1 << 62
 """``ATTENTION`` while no boundary is to be acted on."""
 NONE: Final = -1
 
-VERSION: Final = 4
+VERSION: Final = 5
 _HEADER: Final = 64
 _ROW: Final = 64
 SLOTS: Final = 3
@@ -85,8 +85,15 @@ OF: Final = 15
 """Samples of its data set, and in a batch of it; 0: not known."""
 SIZE: Final = 16
 _SLOT_WORDS: Final = 17
-"""First word of the slot records: valid, attempt, step; then size, digest high, digest low of each of two images."""
+"""First word of the slot records: one of the values below, attempt, step; then size, digest high, digest low of each
+of two images."""
 _SLOT_STRIDE: Final = 12
+
+# Values of a slot record's first word.
+EMPTY: Final = 0
+WHOLE_RECORD: Final = 1
+COPIED_RECORD: Final = 2
+"""What the slot holds may have been changed while it was copied: its worker finds that out later."""
 
 # Values of PLACE; a named phase is PHASE + its number.
 OUTSIDE: Final = 1
@@ -247,10 +254,10 @@ class Board:
         bases = (row_base(index) for index in range(self.rows))
         return [(self.words[b + OF], self.words[b + SIZE]) for b in bases if self.words[b + LOADER]]
 
-    def record(self, index: int, slot: int) -> SlotRecord | None:
-        """The whole snapshot in a slot, or ``None``."""
+    def record(self, index: int, slot: int, *, judged: bool = True) -> SlotRecord | None:
+        """The snapshot in a slot, or ``None``; with ``judged`` only one that is known to be whole."""
         w, b = self.words, _slot_base(index, slot)
-        if w[b] != 1:
+        if w[b] != WHOLE_RECORD and (judged or w[b] != COPIED_RECORD):
             return None
         return SlotRecord(
             slot=slot,
@@ -262,16 +269,16 @@ class Board:
 
     def void(self, index: int, slot: int) -> None:
         """Declare a slot empty: before it is written, or when what it holds failed verification."""
-        self.words[_slot_base(index, slot)] = 0
+        self.words[_slot_base(index, slot)] = EMPTY
 
-    def publish(self, index: int, record: SlotRecord) -> None:
-        """Declare a slot whole; the last word written makes it so."""
+    def publish(self, index: int, record: SlotRecord, *, judged: bool = True) -> None:
+        """Declare a slot whole, or only copied; the last word written makes it so."""
         w, b = self.words, _slot_base(index, record.slot)
         w[b + 1], w[b + 2] = record.attempt, record.step
         for at, extent in ((b + 3, record.tensors), (b + 6, record.own)):
             digest = int(extent.digest.removeprefix("xxh3_128:"), 16)
             w[at], w[at + 1], w[at + 2] = extent.size, _signed(digest >> 64), _signed(digest & _MASK)
-        w[b] = 1
+        w[b] = WHOLE_RECORD if judged else COPIED_RECORD
 
 
 _MASK: Final = (1 << 64) - 1

@@ -69,6 +69,16 @@ class PhaseNamed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Copied:
+    """A snapshot lies in a slot, and its record on the board; whether it is whole is known later, and said then."""
+
+    step: int
+    slot: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """The last value of each metric when it was begun."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Taken:
     """A snapshot is whole in a slot (the board holds its record)."""
 
@@ -133,7 +143,19 @@ def ask_path(directory: str | os.PathLike[str], rank: int) -> Path:
 
 
 FromWorker = (
-    Hello | Tried | Restored | Steps | PhaseNamed | Taken | NotTaken | AtEnd | Leaving | Note | Communicated | Refused
+    Hello
+    | Tried
+    | Restored
+    | Steps
+    | PhaseNamed
+    | Copied
+    | Taken
+    | NotTaken
+    | AtEnd
+    | Leaving
+    | Note
+    | Communicated
+    | Refused
 )
 
 

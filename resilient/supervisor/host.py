@@ -127,7 +127,7 @@ class Host:
         self._opened = reply
         self._checkpoints.opened(reply.checkpoints)
         self.claiming.skipped = reply.skipped
-        self.tiers.durable_step = self._checkpoints.highest_step
+        self.tiers.saving.durable_step = self._checkpoints.highest_step
         durable = in_order(self._checkpoints.candidates())
         if durable and not self.tiers.candidates():
             self._fetching.begin(durable[0], self._patience_s)
@@ -135,7 +135,7 @@ class Host:
     def adopt(self, snapshot: Newest) -> None:
         """Go on from what an earlier container took."""
         self.claiming.origins[snapshot.whole.attempt] = snapshot.origin
-        self.tiers.adopt(snapshot.whole, snapshot.origin.began_from)
+        self.tiers.saving.adopt(snapshot.whole, snapshot.origin.began_from)
 
     @property
     def newest(self) -> Newest | None:
@@ -146,7 +146,7 @@ class Host:
         return None
 
     def _may_save(self, may: bool | None) -> None:
-        self.tiers.can_save = may
+        self.tiers.saving.may = may
 
     def number(self, attempt: int) -> None:
         """The store is open and has said which attempt this is."""
@@ -208,6 +208,8 @@ class Host:
 
     def _snapshot_message(self, rank: int, message: ms.FromWorker, now: float) -> None:
         match message:
+            case ms.Copied():
+                self.tiers.copied(rank, message, now)
             case ms.Taken():
                 self.tiers.taken(rank, message, now)
             case ms.NotTaken(soon=True):
@@ -321,10 +323,10 @@ class Host:
                 f"{aside.name} could not be used: {aside.why}; training goes on from step {self.agreement.step}"
             )
         self._checkpoints.set_aside(refused)
-        self.tiers.durable_step = self._checkpoints.highest_step
+        self.tiers.saving.durable_step = self._checkpoints.highest_step
         attempt = self._attempt or 0
         began_from = chosen.name if chosen and chosen.name != MEMORY else (self._checkpoints.newest if chosen else None)
-        self.tiers.began_from[attempt] = began_from
+        self.tiers.saving.began_from[attempt] = began_from
         if self._opened is not None:
             self.claiming.begin(attempt, began_from)
 
@@ -347,8 +349,8 @@ class Host:
             saved_step=self.agreement.step,
         )
         hello = self.agreement.hellos[0]
-        self.tiers.versions, self.tiers.determinism = hello.versions, hello.determinism
-        self.tiers.rules = settings.retention
+        self.tiers.saving.versions, self.tiers.saving.determinism = hello.versions, hello.determinism
+        self.tiers.saving.rules = settings.retention
         self.tiers.train(cadence, self.agreement.step)
 
     def _answer_end(self, slot: int | None) -> None:
@@ -388,7 +390,7 @@ class Host:
                 attempt=attempt,
                 step=step,
                 world_size=self._board.rows,
-                began_from=self.tiers.began_from.get(attempt),
+                began_from=self.tiers.saving.began_from.get(attempt),
             )
             self._checkpoints.add(ref, set(pruned) if isinstance(pruned, Sequence) else ())
         if kind in ("checkpoint", "save_failed") and isinstance(step, int):

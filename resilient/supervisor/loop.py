@@ -273,7 +273,7 @@ class Supervisor:
         )
 
     def _settle(self) -> None:
-        self._host.tiers.settle(time.monotonic())
+        self._host.tiers.saving.settle(time.monotonic())
 
     def _open_store(self) -> None:
         settings = self._scene.settings

@@ -87,7 +87,7 @@ class Keeper:
             self._timers.run()
             self._host.tick(time.monotonic())
             self._obey_sigterm()
-        self._host.tiers.settle(time.monotonic())
+        self._host.tiers.saving.settle(time.monotonic())
         while not self._settled:
             for key, _ in self._selector.select(TICK_S):
                 key.data()
@@ -122,7 +122,7 @@ class Keeper:
                 self._host.number(1)
         if self._stopping is not None and len(self._left) == self._ranks:
             self._left.clear()
-            self._host.tiers.settle(time.monotonic())
+            self._host.tiers.saving.settle(time.monotonic())
 
     def _obey_sigterm(self) -> None:
         """A worker was signalled: all leave together, as far as they train already."""

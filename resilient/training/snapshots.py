@@ -4,7 +4,8 @@
 At the boundary of a step everything is laid out, and what may change at any time is copied.
 Parameters and optimizer state follow behind the next forward and backward, and the first
 optimizer to step waits until they are copied. The digests are made as soon as they are, and
-when that step has found nothing changed, the slot counts as whole.
+the host may begin to write the slot to the store; when that step has found nothing changed,
+it counts as whole.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from resilient.checkpoint.arena import NoRoom
 from resilient.checkpoint.tensors import Flat
 from resilient.link.attach import Attachment
 from resilient.link.board import SPILL, Extent, SlotRecord
-from resilient.link.messages import Note, NotTaken, Taken
+from resilient.link.messages import Copied, Note, NotTaken, Taken
 from resilient.supervisor.samples import memory_available
 from resilient.training import spill, steady
 from resilient.training.arenas import Arenas, Preparing
@@ -185,7 +186,7 @@ class Snapshots:
 
     def _copied(self, copying: Copying, taking: _Taking) -> bool:
         """Copy behind the training; False if it is dropped, which is said."""
-        still = copying.run(taking.measure)
+        still = copying.run(lambda: self._announce(taking))
         alike = self._inventory.is_as_taken()
         if still and alike:
             return True
@@ -195,6 +196,11 @@ class Snapshots:
             self._say(f"the snapshot of step {taking.step} is dropped, later ones are copied at once: {_CHANGED}")
         self._attachment.send(NotTaken(step=taking.step, slot=taking.slot, why=why, soon=True))
         return False
+
+    def _announce(self, taking: _Taking) -> None:
+        """All is copied: the host may begin to write it, for nothing if it is dropped in the end."""
+        self._attachment.board.publish(self._attachment.index, self._seal(taking), judged=False)
+        self._attachment.send(Copied(step=taking.step, slot=taking.slot, metrics=taking.metrics))
 
     def _seal(self, taking: _Taking) -> SlotRecord:
         first, own = taking.extents or taking.measure()
@@ -230,7 +236,7 @@ class _Taking:
     """For which the training has waited so far."""
 
     def measure(self) -> tuple[Extent, Extent]:
-        """Make the digests: for nothing, if the snapshot is dropped in the end, and sooner for all others."""
+        """Make the digests."""
         first, own = (Extent(size=len(view), digest=digest.digest(view)) for view in self.views)
         self.extents = first, own
         return self.extents
