@@ -255,10 +255,13 @@ def test_a_word_about_another_order_begins_nothing(pair: Pair) -> None:
     assert pair.saves == []
 
 
-def test_said_without_a_record_it_begins_nothing(pair: Pair) -> None:
-    """There is nothing on the board that could be written."""
+@pytest.mark.parametrize("left", [None, (1, 19), (2, 20)], ids=["no record", "another step", "another attempt"])
+def test_said_without_its_record_it_begins_nothing(pair: Pair, left: tuple[int, int] | None) -> None:
+    """There is nothing on the board that could be written under its name."""
     slot = pair.come_to(20)
     assert slot is not None
     for rank in RANKS:
+        if left is not None:
+            pair.board.publish(rank, record(rank, *left, slot, 0), judged=False)
         pair.tiers.copied(rank, Copied(step=20, slot=slot), 0.0)
     assert (pair.saves, pair.judged) == ([], [])

@@ -112,13 +112,13 @@ class Saving:
 
     def write_ahead(self, whole: Whole, now: float) -> bool:
         """Begin to write what all ranks have copied, if the store is free for it; :meth:`judge` is to follow."""
-        records = self._records(whole.slot, judged=False)
-        if self._slots.saving or self._wanted or not self.may or now < self._retry_at or None in records:
+        found = self._records(whole.slot, judged=False)
+        records = tuple(r for r in found if r is not None and (r.attempt, r.step) == (whole.attempt, whole.step))
+        if self._slots.saving or self._wanted or not self.may or now < self._retry_at or len(records) < len(found):
             return False
         self._numbers += 1
-        known = tuple(record for record in records if record is not None)
-        self._ahead = _Ahead(number=self._numbers, whole=whole, records=known)
-        self._submit(whole, known, now, ahead=self._ahead)
+        self._ahead = _Ahead(number=self._numbers, whole=whole, records=records)
+        self._submit(whole, records, now, ahead=self._ahead)
         return True
 
     def judge(self) -> bool:
