@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 
 import tenacity
+from tenacity.stop import stop_base
 
 from resilient.errors import StoreError
 
@@ -23,9 +24,10 @@ def store_small(patience_s: float, leaving: threading.Event) -> tenacity.Retryin
     return _policy(patience_s, leaving, first_s=0.2, most_s=5.0)
 
 
-def store_save(patience_s: float, leaving: threading.Event) -> tenacity.Retrying:
-    """For a whole checkpoint, which costs bandwidth each time: at most every 30 s."""
-    return _policy(patience_s, leaving, first_s=1.0, most_s=30.0)
+def store_save(patience_s: float, leaving: threading.Event, *, apart_s: Callable[[], float]) -> tenacity.Retrying:
+    """For a whole checkpoint, which costs bandwidth each time: at most every 30 s. ``apart_s``: how long something else
+    than the store was waited for so far."""
+    return _policy(patience_s, leaving, first_s=1.0, most_s=30.0, apart_s=apart_s)
 
 
 def store_part(leaving: threading.Event) -> tenacity.Retrying:
@@ -61,20 +63,37 @@ def pod_api(
 
 
 def _policy(
-    patience_s: float, leaving: threading.Event, *, first_s: float, most_s: float, most_attempts: int = sys.maxsize
+    patience_s: float,
+    leaving: threading.Event,
+    *,
+    first_s: float,
+    most_s: float,
+    most_attempts: int = sys.maxsize,
+    apart_s: Callable[[], float] = lambda: 0.0,
 ) -> tenacity.Retrying:
     """Full jitter, so that the ranks of many pods do not come back together; ends early when ``leaving`` is set."""
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception(_unanswered),
         wait=tenacity.wait_random_exponential(multiplier=first_s, max=most_s),
         stop=tenacity.stop_any(
-            tenacity.stop_after_delay(patience_s),
+            _StopAfter(patience_s, apart_s),
             tenacity.stop_when_event_set(leaving),
             tenacity.stop_after_attempt(most_attempts),
         ),
         sleep=tenacity.sleep_using_event(leaving),
         reraise=True,
     )
+
+
+class _StopAfter(stop_base):
+    """Once so many seconds have passed, without those that are reckoned ``apart``."""
+
+    def __init__(self, patience_s: float, apart_s: Callable[[], float]) -> None:
+        self._patience_s = patience_s
+        self._apart_s = apart_s
+
+    def __call__(self, retry_state: tenacity.RetryCallState) -> bool:
+        return (retry_state.seconds_since_start or 0.0) - self._apart_s() >= self._patience_s
 
 
 def _unanswered(error: BaseException) -> bool:

@@ -87,6 +87,23 @@ def test_a_source_that_changes_before_it_is_copied_is_noticed(change: str) -> No
     copying.fence()  # it never keeps the training waiting for ever
 
 
+def test_a_source_that_is_elsewhere_while_it_should_be_copied_is_noticed() -> None:
+    """Although it has come back when it is looked at again, as memory that is freed between two uses of it may."""
+    source = torch.arange(6.0)
+    batch = Batch([(source, place_for(source))])
+    copying = Copying(batch)
+    (address,) = batch.addresses
+    batch.addresses[0] = address + 1
+    held: list[bool] = []
+    running = threading.Thread(target=lambda: held.append(copying.run(lambda: held.append(True))))
+    running.start()
+    copying._copied.wait()
+    batch.addresses[0] = address
+    copying.fence()
+    running.join()
+    assert held == [False]
+
+
 def test_a_parameter_is_watched_through_its_detached_self() -> None:
     """What is copied is the detached tensor, and what an optimizer changes is the parameter."""
     parameter = torch.nn.Parameter(torch.ones(3))

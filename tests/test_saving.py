@@ -155,6 +155,33 @@ def test_the_first_rank_that_drops_its_part_has_it_dropped_at_once(pair: Pair) -
     assert pair.told == ["snapshot", "checkpoint"]
 
 
+@pytest.mark.parametrize("kind", ["unreachable", "internal"])
+def test_a_store_that_fails_for_what_was_dropped_is_not_asked_again(pair: Pair, kind: str) -> None:
+    """Nor is something else saved in its place: what is durable is not saved once more."""
+    pair.tiers.train(Cadence(durable=Every(steps=5), has_store=True), 0)
+    pair.take(5, pair.copied_at(5))
+    pair.answer()
+    slot = pair.copied_at(10)
+    pair.drop(10, slot, 0)
+    pair.drop(10, slot, 1)
+    pair.answer(kind)
+    for now in (0.0, RETRY_S, 2 * RETRY_S):
+        pair.tiers.tick(now)
+    assert pair.saves == []
+
+
+def test_a_store_that_fails_is_left_alone_from_its_answer_on(pair: Pair) -> None:
+    """However long ago it was asked: the wait for the judgement may be long."""
+    slot = pair.copied_at(20)
+    pair.take(20, slot)
+    pair.tiers.tick(100.0)
+    pair.answer("unreachable")
+    pair.tiers.tick(100.0 + RETRY_S - 1)
+    assert pair.saves == []
+    pair.tiers.tick(100.0 + RETRY_S)
+    assert [save.step for save, _ in pair.saves] == [20]
+
+
 def test_a_part_that_is_dropped_before_the_others_are_copied_is_not_written(pair: Pair) -> None:
     """It will be no snapshot any more."""
     slot = pair.come_to(20)
@@ -172,6 +199,9 @@ def test_a_part_that_is_not_what_was_copied_is_not_committed_under_its_digest(pa
     pair.tiers.taken(0, Taken(step=20, slot=slot, stall_s=0.0), 0.0)
     pair.take(20, slot, 1)
     assert pair.judged == [(1, False)]
+    pair.answer("dropped")
+    pair.tiers.tick(0.0)
+    assert [(save.ahead, save.records[0].tensors.digest[9]) for save, _ in pair.saves] == [(None, "1")]
 
 
 @pytest.mark.parametrize("published", [(), (0,), (0, 1)], ids=["by none", "by one", "by all"])

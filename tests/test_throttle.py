@@ -7,6 +7,7 @@ import pytest
 
 from resilient.checkpoint.pieces import each_piece
 from resilient.checkpoint.throttle import Throttle
+from resilient.errors import CheckpointError
 
 
 class Waits(threading.Event):
@@ -64,17 +65,22 @@ def test_leaving_ends_every_wait() -> None:
 
 
 @pytest.mark.parametrize("limit", [None, 1])
-def test_a_file_that_nobody_wants_is_not_waited_for(limit: int | None) -> None:
-    """Whether there is a limit or not, each piece asks first."""
+def test_a_file_that_nobody_wants_is_not_written(limit: int | None) -> None:
+    """Whether there is a limit or not, each piece asks, after what it has waited for."""
     waits = Waits()
-    wanted = iter([None, None])
-    throttle = Throttle(bytes_per_s=limit, lifted=waits, now=lambda: waits.now_s, wanted=lambda: next(wanted))
+    asked_at_s: list[float] = []
+
+    def wanted() -> None:
+        asked_at_s.append(waits.now_s)
+        if len(asked_at_s) == 3:
+            raise CheckpointError
+
+    throttle = Throttle(bytes_per_s=limit, lifted=waits, now=lambda: waits.now_s, wanted=wanted)
     throttle.take(5)
     throttle.take(5)
-    before_s = list(waits.waited_s)
-    with pytest.raises(StopIteration):
+    with pytest.raises(CheckpointError):
         throttle.take(5)
-    assert waits.waited_s == before_s
+    assert asked_at_s == ([0.0, 5.0, 10.0] if limit else [0.0] * 3)
 
 
 @pytest.mark.parametrize("size", [0, 1, 9, 10, 11, 95, 100])

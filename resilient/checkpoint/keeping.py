@@ -24,6 +24,7 @@ from resilient.checkpoint.layout import (
     AttemptRecord,
     Debit,
     DenialRecord,
+    FileRecord,
     Manifest,
     RankFiles,
     RunRecord,
@@ -49,7 +50,7 @@ from resilient.checkpoint.requests import (
     Saved,
     Ship,
 )
-from resilient.checkpoint.saves import Saves, name_files
+from resilient.checkpoint.saves import Saves
 from resilient.checkpoint.shipped import ShippedJournal
 from resilient.checkpoint.store import open_store
 from resilient.checkpoint.survey import Survey, claim_of, survey
@@ -57,7 +58,7 @@ from resilient.checkpoint.throttle import Throttle
 from resilient.checkpoint.vault import Corrupt, Vault
 from resilient.core.aftermath import Trace
 from resilient.errors import CheckpointError, StoreError
-from resilient.link.board import ON_DISK, SlotRecord
+from resilient.link.board import ON_DISK, Extent, SlotRecord
 
 T = TypeVar("T")
 _DENY_LIST_S: Final = 30.0
@@ -194,7 +195,7 @@ class Keeping:
         return acquire(store, holder, patience_s=asked.lock_patience_s, now=time.monotonic, wait=self._pause)
 
     def _save(self, held: _Held, asked: Save) -> Saved:
-        ranks, files = name_files(asked.records)
+        ranks, files = _name_files(asked.records)
         manifest = Manifest(
             run=held.run.id,
             submission=held.asked.submission,
@@ -331,6 +332,19 @@ def _segment(path: str) -> bytes:
     if len(segment) > layout.SEGMENT_LIMIT:
         raise CheckpointError(f"cannot ship {path}: it is longer than {layout.SEGMENT_LIMIT} bytes; cut it earlier")
     return segment
+
+
+def _name_files(records: Sequence[SlotRecord]) -> tuple[tuple[RankFiles, ...], dict[str, FileRecord]]:
+    """The files of every rank, and each file once: ranks with equal tensors share those of the lowest of them."""
+    ranks: list[RankFiles] = []
+    files: dict[str, FileRecord] = {}
+    names: dict[Extent, str] = {}
+    for rank, record in enumerate(records):
+        tensors = names.setdefault(record.tensors, layout.tensors_file(rank))
+        ranks.append(RankFiles(tensors=tensors, own=layout.rank_file(rank)))
+        for name, extent in ((tensors, record.tensors), (ranks[-1].own, record.own)):
+            files[name] = FileRecord(file=name, size=extent.size, digest=extent.digest)
+    return tuple(ranks), files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

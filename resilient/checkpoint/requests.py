@@ -3,7 +3,7 @@
 
 Each request carries a number that its answer repeats; answers may overtake each other,
 because a long :class:`Save` keeps no small request waiting, least of all :class:`Judge`. The first request is
-:class:`Open`. Closing the socket ends the saver, which finishes what was asked before.
+:class:`Open`. Closing the socket ends the saver, which finishes what was asked before, and drops what is not judged.
 """
 
 from __future__ import annotations

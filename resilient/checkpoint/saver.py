@@ -3,7 +3,7 @@
 
 A mount that hangs or a slow bucket then blocks neither the supervisor nor a worker, and
 what a worker put into its arena is saved although the worker is dead. It ends when its
-socket is closed, after what it was asked before; signals do not end it, because a platform
+socket is closed, after what it was asked before and need not hear more of; signals do not end it, because a platform
 that signals every process of the container must not break a save off.
 
 One thread reads requests and hears judgements, one saves, one does everything small, one renews the lease.
@@ -80,7 +80,7 @@ class _Desk:
         (self._saves if isinstance(request, (Save, Fetch)) else self._small).put(request)
 
     def finish(self) -> None:
-        """Do what was asked, without waiting for a store that does not answer, and end all threads."""
+        """Do what was asked and needs no more words, not waiting for a store that does not answer; end all threads."""
         self._keeping.leave()
         self._small.put(None)
         self._saves.put(None)

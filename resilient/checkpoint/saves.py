@@ -11,14 +11,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from resilient import retry
-from resilient.checkpoint import layout
-from resilient.checkpoint.layout import FileRecord, RankFiles
 from resilient.checkpoint.requests import Judge, Save
-from resilient.errors import CheckpointError
-from resilient.link.board import Extent, SlotRecord
+from resilient.errors import CheckpointError, StoreError
 
 
 class Dropped(CheckpointError):
@@ -77,9 +74,15 @@ class Saves:
             waited_s += self._now() - written_s
             check()
 
+        def once() -> str:
+            judgement.check()
+            return save(may_commit)
+
         try:
-            policy = retry.store_save(asked.patience_s, judgement.over)
-            name = policy(lambda: save(may_commit))
+            name = retry.store_save(asked.patience_s, judgement.over, apart_s=lambda: waited_s)(once)
+        except StoreError:
+            judgement.check()  # that nobody wants it goes before why it could not be had
+            raise
         finally:
             self._performed = None
             del self._judgements[asked.id]
@@ -115,16 +118,3 @@ class _Judgement:
         """Return once it is known to be one; raise once it is known to be none."""
         self._known.wait()
         self.check()
-
-
-def name_files(records: Sequence[SlotRecord]) -> tuple[tuple[RankFiles, ...], dict[str, FileRecord]]:
-    """The files of every rank, and each file once: ranks with equal tensors share those of the lowest of them."""
-    ranks: list[RankFiles] = []
-    files: dict[str, FileRecord] = {}
-    names: dict[Extent, str] = {}
-    for rank, record in enumerate(records):
-        tensors = names.setdefault(record.tensors, layout.tensors_file(rank))
-        ranks.append(RankFiles(tensors=tensors, own=layout.rank_file(rank)))
-        for name, extent in ((tensors, record.tensors), (ranks[-1].own, record.own)):
-            files[name] = FileRecord(file=name, size=extent.size, digest=extent.digest)
-    return tuple(ranks), files

@@ -28,11 +28,10 @@ class Throttle:
 
     def take(self, count: int) -> None:
         """Wait until ``count`` more bytes may be written."""
+        if self.bytes_per_s is not None:
+            with self._lock:
+                now_s = self.now()
+                begin_s = max(now_s, self._free_s)
+                self._free_s = begin_s + count / self.bytes_per_s
+            self.lifted.wait(begin_s - now_s)
         self.wanted()
-        if self.bytes_per_s is None:
-            return
-        with self._lock:
-            now_s = self.now()
-            begin_s = max(now_s, self._free_s)
-            self._free_s = begin_s + count / self.bytes_per_s
-        self.lifted.wait(begin_s - now_s)

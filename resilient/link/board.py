@@ -91,8 +91,8 @@ _SLOT_STRIDE: Final = 12
 
 # Values of a slot record's first word.
 EMPTY: Final = 0
-WHOLE_RECORD: Final = 1
-COPIED_RECORD: Final = 2
+JUDGED: Final = 1
+COPIED: Final = 2
 """What the slot holds may have been changed while it was copied: its worker finds that out later."""
 
 # Values of PLACE; a named phase is PHASE + its number.
@@ -116,7 +116,7 @@ class Extent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotRecord:
-    """A whole snapshot of one rank, in one slot of its arena: two images, each of which begins on a page.
+    """A snapshot of one rank, in one slot of its arena: two images, each of which begins on a page.
 
     The first holds parameters and optimizer state, which other ranks may have bit by bit the same; the second all
     that is the rank's own.
@@ -257,7 +257,7 @@ class Board:
     def record(self, index: int, slot: int, *, judged: bool = True) -> SlotRecord | None:
         """The snapshot in a slot, or ``None``; with ``judged`` only one that is known to be whole."""
         w, b = self.words, _slot_base(index, slot)
-        if w[b] != WHOLE_RECORD and (judged or w[b] != COPIED_RECORD):
+        if w[b] != JUDGED and (judged or w[b] != COPIED):
             return None
         return SlotRecord(
             slot=slot,
@@ -278,7 +278,7 @@ class Board:
         for at, extent in ((b + 3, record.tensors), (b + 6, record.own)):
             digest = int(extent.digest.removeprefix("xxh3_128:"), 16)
             w[at], w[at + 1], w[at + 2] = extent.size, _signed(digest >> 64), _signed(digest & _MASK)
-        w[b] = WHOLE_RECORD if judged else COPIED_RECORD
+        w[b] = JUDGED if judged else COPIED
 
 
 _MASK: Final = (1 << 64) - 1

@@ -71,12 +71,13 @@ class Saving:
         self._numbers = 0
         """Of saves ahead: not those of requests, as a saver that replaces a killed one counts anew."""
         self._retry_at = 0.0
+        self._now = 0.0
+        """Of the last tick: an answer may come long after what was asked."""
         self._settling = False
 
     def start(self) -> None:
-        """New workers: nobody will judge any more what the old ones have left."""
+        """New workers: whoever asked what is durable has heard it."""
         self._settling = False
-        self.judge()
 
     def train(self, step: int) -> None:
         """All workers go on from ``step``."""
@@ -98,6 +99,7 @@ class Saving:
 
     def tick(self, now: float) -> None:
         """Save what is wanted, unless that has failed just now."""
+        self._now = now
         self.save_next(now)
         self._settle_on()
 
@@ -108,7 +110,7 @@ class Saving:
     def save_next(self, now: float, *, at_once: bool = False) -> None:
         """Save what is wanted; ``at_once``: although that has failed just now."""
         if at_once or now >= self._retry_at:
-            self._save_newest(now)
+            self._save_newest()
 
     def write_ahead(self, whole: Whole, now: float) -> bool:
         """Begin to write what all ranks have copied, if the store is free for it; :meth:`judge` is to follow."""
@@ -118,36 +120,37 @@ class Saving:
             return False
         self._numbers += 1
         self._ahead = _Ahead(number=self._numbers, whole=whole, records=records)
-        self._submit(whole, records, now, ahead=self._ahead)
+        self._submit(whole, records, ahead=self._ahead)
         return True
 
     def judge(self) -> bool:
         """What is written ahead is committed if each rank has published its part as it was, and dropped if not.
 
-        False where nothing is.
+        True where it is committed.
         """
         ahead, self._ahead = self._ahead, None
         if ahead is None:
             return False
         whole = self._records(ahead.whole.slot) == [*ahead.records]
         self._ask(lambda number: Judge(id=number, ahead=ahead.number, whole=whole), lambda reply: None)
-        return True
+        return whole
 
     def settle(self, now: float) -> None:
         """Make the newest whole snapshot durable, then say what is."""
+        self._now = now
         self._settling = True
         self.judge()
         newest = self._slots.newest
         is_saved = newest is not None and self._slots.saving == newest
         if newest is not None and newest.step > self.durable_step and not is_saved:
             self._wanted = newest
-            self._save_newest(now)
+            self._save_newest()
         self._settle_on()
 
     def _records(self, slot: int, *, judged: bool = True) -> list[SlotRecord | None]:
         return [self._board.record(index, slot, judged=judged) for index in range(self._board.rows)]
 
-    def _save_newest(self, now: float) -> None:
+    def _save_newest(self) -> None:
         if self._wanted is None or self._slots.saving is not None or not self.may:
             return
         # While the store was away snapshots went on: the newest is saved, not the one that was wanted then.
@@ -155,9 +158,9 @@ class Saving:
         self._wanted = None
         if wanted is not None:
             records = tuple(record for record in self._records(wanted.slot) if record is not None)
-            self._submit(wanted, records, now)
+            self._submit(wanted, records)
 
-    def _submit(self, whole: Whole, records: tuple[SlotRecord, ...], now: float, ahead: _Ahead | None = None) -> None:
+    def _submit(self, whole: Whole, records: tuple[SlotRecord, ...], ahead: _Ahead | None = None) -> None:
         self._slots.saving = whole
 
         def request(number: int) -> Save:
@@ -175,9 +178,9 @@ class Saving:
                 ahead=None if ahead is None else ahead.number,
             )
 
-        self._ask(request, lambda reply: self._answered(whole, ahead, reply, now))
+        self._ask(request, lambda reply: self._answered(whole, ahead, reply))
 
-    def _answered(self, whole: Whole, ahead: _Ahead | None, reply: Reply, now: float) -> None:
+    def _answered(self, whole: Whole, ahead: _Ahead | None, reply: Reply) -> None:
         self._slots.saving = None
         unjudged = ahead is not None and ahead is self._ahead
         if unjudged:
@@ -201,24 +204,26 @@ class Saving:
             self._saved(reply)
         elif isinstance(reply, Failed) and reply.kind != "dropped":
             self._told("save_failed", {"step": whole.step, "why": reply.why})
-            self._failed(whole, reply, now, unjudged=unjudged)
+            self._failed(whole, reply, unjudged=unjudged)
         self._settle_on()
 
-    def _failed(self, whole: Whole, reply: Failed, now: float, *, unjudged: bool) -> None:
+    def _failed(self, whole: Whole, reply: Failed, *, unjudged: bool) -> None:
         if reply.kind == "corrupt":
             self._slots.void(whole.slot)
         elif unjudged:
-            self._retry_at = now + RETRY_S  # it is wanted again once it is whole
+            self._retry_at = self._now + RETRY_S  # it is wanted again once it is whole
+        elif whole not in self._slots.whole():
+            return  # it was dropped before that could be said
         elif self._wanted is None and (not self._settling or (not reply.answered and reply.kind == "internal")):
             # At the end there is time for one thing: another saver, where the one before was killed.
             self._wanted = whole
-            self._retry_at = now + RETRY_S
+            self._retry_at = self._now + RETRY_S
 
     def _settle_on(self) -> None:
         if not self._settling or self._slots.saving is not None:
             return
         if self._wanted is not None and self.may is not False and self._wanted.step > self.durable_step:
-            self._save_newest(now=self._retry_at)
+            self._save_newest()
             if not self._settling or self._slots.saving is not None or self._wanted is not None:
                 return
         self._settling = False

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which snapshots lie in which slots, and which slot the next one may have.
 
-A snapshot is *whole* once every rank has published its part of it. The newest whole one is
+A snapshot is *whole* once every rank has published its part of it as whole. The newest whole one is
 never written over, nor is one that is being saved; on disk, where there is one slot only, one
 that is durable may be.
 """
@@ -15,7 +15,7 @@ from resilient.link.board import SLOTS, SPILL, Board
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Whole:
-    """A snapshot that all ranks have."""
+    """A snapshot that all ranks have, or will have if none of them drops its part."""
 
     attempt: int
     step: int

@@ -2,7 +2,7 @@
 """The snapshots of all ranks: when they are taken, into which slot, and which of them are to be durable.
 
 Every rank has two slots in memory. A snapshot is *whole* once every rank has published
-its part of it. The newest whole one is never overwritten, nor is one that is being
+its part of it as whole. The newest whole one is never overwritten, nor is one that is being
 saved; when neither slot is free the next snapshot is skipped, on all ranks alike.
 One that waits for a store that is away is not kept: memory goes on getting newer.
 
@@ -36,7 +36,7 @@ class _Order:
     step: int
     slot: int
     saved: bool = False
-    """It has to become durable, whatever the cadence says."""
+    """It has to become durable, whatever the cadence says by then."""
     last: bool = False
     """Of the final or stopping boundary."""
     again: bool = False

@@ -91,22 +91,26 @@ class Copying:
     def run(self, then: Callable[[], object] = lambda: None) -> bool:
         """Copy what lies in host memory, wait for devices and fence; False if a source was changed meanwhile.
 
-        ``then`` is done once the targets are what they will be, without waiting for the fence.
+        ``then`` is done once all is copied, without waiting for the fence.
         """
+        complete = False
         try:
             addresses = self._batch.addresses  # those on devices follow
             for (source, target), address in zip(self._batch.host, addresses, strict=False):
                 if source.data_ptr() != address:
                     break  # its memory may be gone
                 _copy(source, target)
+            else:
+                complete = True
         finally:
             self._copied.set()
         self._batch.samples.draw()
         for event in self._events.values():
             event.synchronize()
-        then()
+        if complete:
+            then()
         self._await_fence()
-        return self._holds
+        return complete and self._holds  # what has moved away may have come back
 
     @property
     def is_copied(self) -> bool:
