@@ -188,6 +188,28 @@ def test_what_is_dropped_is_not_written_to_its_end(arenas: Arenas) -> None:
     FaultyFileSystem.reset()
 
 
+def test_what_is_dropped_does_not_wait_for_its_bandwidth(
+    tmp_path: Path, arenas: Arenas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit by which a file would take hours does not keep the slot for these."""
+    waits = threading.Event()
+    wait = Saves.wait
+
+    def telling(saves: Saves, seconds: float) -> None:
+        if seconds > 0:
+            waits.set()
+        wait(saves, seconds)
+
+    monkeypatch.setattr(Saves, "wait", telling)
+    with Inline(arenas) as client:
+        client.open(tmp_path, save_bandwidth=1)
+        save = begin(client, arenas, 5, ahead=1)
+        assert waits.wait(60), "no file has waited for another"
+        client.send(Judge, ahead=1, whole=False)
+        assert receive(client, 2)[save].kind == "dropped"
+    assert files(tmp_path) == []
+
+
 def test_an_image_that_changes_while_it_waits_is_not_committed(
     tmp_path: Path, arenas: Arenas, written: threading.Event
 ) -> None:

@@ -83,6 +83,27 @@ def test_a_file_that_nobody_wants_is_not_written(limit: int | None) -> None:
     assert asked_at_s == ([0.0, 5.0, 10.0] if limit else [0.0] * 3)
 
 
+def test_the_next_save_does_not_wait_for_what_was_not_written() -> None:
+    """Pieces that nobody wants any more have taken no time of the store's."""
+    waits = Waits()
+    dropped = False
+
+    def wanted() -> None:
+        if dropped:
+            raise CheckpointError
+
+    throttle = Throttle(bytes_per_s=100, now=lambda: waits.now_s, wanted=wanted, wait=lambda seconds: waits.wait(0.0))
+    throttle.take(100)
+    dropped = True
+    for _ in range(3):
+        with pytest.raises(CheckpointError):
+            throttle.take(1000)
+    dropped = False
+    throttle.wait = waits.wait
+    throttle.take(1)
+    assert waits.waited_s[-1] == pytest.approx(1.0)
+
+
 @pytest.mark.parametrize("size", [0, 1, 9, 10, 11, 95, 100])
 @pytest.mark.parametrize("at_once", [1, 4])
 def test_pieces_cover_a_file_once(size: int, at_once: int) -> None:

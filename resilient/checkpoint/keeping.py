@@ -142,7 +142,12 @@ class Keeping:
         if self._held is not None:
             raise CheckpointError("cannot open: this saver holds a run already; start another saver")
         layout.component(asked.submission, "submission")
-        throttle = Throttle(bytes_per_s=asked.save_bandwidth, lifted=self.leaving, wanted=self.saves.check_wanted)
+        throttle = Throttle(
+            bytes_per_s=asked.save_bandwidth,
+            lifted=self.leaving,
+            wanted=self.saves.check_wanted,
+            wait=self.saves.wait,
+        )
         store = open_store(asked.url, throttle=throttle)
         self._small(asked.patience_s, store.probe)
         lock = self._small(asked.patience_s, lambda: self._acquire(store, asked))

@@ -55,6 +55,11 @@ class Saves:
         if self._performed is not None:
             self._performed.check()
 
+    def wait(self, seconds: float) -> None:
+        """Until so many seconds have passed, or what is being written is of no use, or nobody waits any more."""
+        if (performed := self._performed) is not None:
+            performed.over.wait(seconds)
+
     def perform(
         self, asked: Save, save: Callable[[Callable[[], None]], str], check: Callable[[], None]
     ) -> tuple[str, float]:

@@ -15,13 +15,15 @@ class Throttle:
 
     Setting ``lifted`` ends every wait and the limit with it: who leaves writes what is left as fast as it goes, and
     no piece is tried again. A pause between saves is not saved up: after it, too, nothing goes faster than the limit.
-    ``wanted`` is called for each piece, and raises where the file is of no use any more.
+    ``wanted`` is called for each piece, and raises where the file is of no use any more: what has not passed then is
+    not counted. ``wait`` returns early once that may be so; it is ``lifted``'s where there is no such thing.
     """
 
     bytes_per_s: int | None = None
     lifted: threading.Event = field(default_factory=threading.Event)
     now: Callable[[], float] = time.monotonic
     wanted: Callable[[], None] = lambda: None
+    wait: Callable[[float], object] | None = None
     _free_s: float = float("-inf")
     """When what was asked so far has passed."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -33,5 +35,11 @@ class Throttle:
                 now_s = self.now()
                 begin_s = max(now_s, self._free_s)
                 self._free_s = begin_s + count / self.bytes_per_s
-            self.lifted.wait(begin_s - now_s)
-        self.wanted()
+            (self.wait or self.lifted.wait)(begin_s - now_s)
+        try:
+            self.wanted()
+        except BaseException:
+            if self.bytes_per_s is not None:
+                with self._lock:  # the next save does not wait for what this one did not write
+                    self._free_s -= count / self.bytes_per_s
+            raise
