@@ -94,3 +94,37 @@ def test_killed_before_it_is_judged_it_is_no_checkpoint(folder: Folder, who: str
     for path in (folder.checkpoints / "checkpoints").iterdir():
         assert (path / "manifest.json").exists(), f"{path.name} was left behind"
         assert json.loads((path / "manifest.json").read_text())["step"] == int(path.name.split("-")[1])
+
+
+MOVING = (
+    HEAD
+    + """
+import torch
+import resilient
+
+model = torch.nn.Linear(4, 4)
+optimizer = torch.optim.AdamW(model.parameters())
+run = resilient.Run(state={"model": model, "optimizer": optimizer}, every=2, snapshot_every=1000)
+
+@run.step
+def train_step(batch):
+    model(batch).square().mean().backward()
+    model.weight.data = model.weight.data.clone()
+    optimizer.step()
+
+for batch in run.batches([torch.ones(1, 4)] * 10, steps=20_000):
+    train_step(batch)
+    if run.step_number % 50 == 0 and told("checkpoint"):
+        note(run.step_number)
+        break
+"""
+)
+
+
+def test_memory_that_is_changed_in_each_step_is_saved_all_the_same(folder: Folder) -> None:
+    """And the store is not given in every other step what is dropped in the end."""
+    ended = folder.run("--checkpoints", folder.checkpoints, folder.script(MOVING))
+    assert ended.code == 0, ended.stderr
+    assert folder.notes, "nothing was saved while it trained"
+    notes = [entry["text"] for entry in ended.entries("note")]
+    assert len([text for text in notes if "later ones are copied at once: the memory of the state" in text]) == 1

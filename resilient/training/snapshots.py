@@ -58,6 +58,8 @@ class Snapshots:
         """Why the training waits for its copies; empty where it does not."""
         self._looks = 0
         """How often that was looked at."""
+        self._moved = False
+        """The last snapshot was dropped for a change of its memory."""
         self._behind: threading.Thread | None = None
         self._hooked = False
         self._warned = False
@@ -147,7 +149,7 @@ class Snapshots:
         return known[1]
 
     def _must_wait(self) -> bool:
-        if self._looks != self._inventory.looks and self._waits != _CHANGED:
+        if self._looks != self._inventory.looks and self._waits not in (_CHANGED, _MOVED):
             self._looks, before = self._inventory.looks, self._waits
             self._waits = steady.objection(self._parts)
             if self._waits and self._waits != before:
@@ -188,12 +190,13 @@ class Snapshots:
         """Copy behind the training; False if it is dropped, which is said."""
         still = copying.run(lambda: self._announce(taking))
         alike = self._inventory.is_as_taken()
+        moved_before, self._moved = self._moved, not alike
         if still and alike:
             return True
         why = _CHANGED if alike else _MOVED
-        if alike:
-            self._waits = _CHANGED
-            self._say(f"the snapshot of step {taking.step} is dropped, later ones are copied at once: {_CHANGED}")
+        if alike or moved_before:  # a model grows once; where memory is changed in each step none would ever be whole
+            self._waits = why
+            self._say(f"the snapshot of step {taking.step} is dropped, later ones are copied at once: {why}")
         self._attachment.send(NotTaken(step=taking.step, slot=taking.slot, why=why, soon=True))
         return False
 
