@@ -321,3 +321,11 @@ def test_a_fault_without_batch_is_judged_as_before() -> None:
     _, told = drive(ONE, *BEGUN, *fail(raised("TypeError")), AGAIN, *fail(raised("TypeError")), *SETTLED)
     assert code_of(told) == ExitCode.CODE_FAULT
     assert said(told).endswith("(twice, at the same point); correct it and submit the job again")
+
+
+def test_a_verdict_that_names_a_batch_says_how_to_leave_it_out() -> None:
+    """Where that was not allowed; where it was and could not be, the reason is said instead."""
+    twice = (*fail(raised("TypeError", batch=BATCH)), AGAIN, *fail(raised("TypeError", batch=BATCH)))
+    _, told = drive(ONE, *BEGUN, *twice, *SETTLED)
+    assert code_of(told) == ExitCode.CODE_FAULT
+    assert said(told).endswith("; correct it and submit the job again, or leave the batch out: --skip-bad-batches 1")

@@ -318,10 +318,11 @@ def _left(job: Job, durable_step: int, reached_step: int | None = None) -> Job:
 
 
 def _record(job: Job, now: float) -> Step:
-    """Put the ending on record where the contract asks for it, else exit."""
+    """Put the ending on record where the contract asks for it, else exit. Of a final state that is lost nothing is on
+    record, so that a new start makes it again."""
     ending = job.ending
     assert ending is not None, "nothing was decided"
-    if ending.code == ExitCode.FINISHED:
+    if ending.code == ExitCode.FINISHED and not ending.lost:
         what: Command = RecordFinished(step=job.ledger.highest_step)
     elif ending.code in NEEDS_DEBIT:
         fault = ending.fault or next(reversed(job.ledger.strikes), None)
@@ -358,7 +359,7 @@ def record_failed(job: Job, event: ev.RecordFailed | ev.DeadlinePassed, now: flo
     assert ending is not None, "nothing was decided"
     why = event.why if isinstance(event, ev.RecordFailed) else "the store did not answer in time"
     if ending.code == ExitCode.FINISHED or job.terms.counters_bound:
-        return _exit(replace(job, ending=policy.without_record(ending, why, job.ledger)))
+        return _exit(replace(job, ending=policy.without_record(ending, why)))
     return _exit(replace(job, ending=policy.unrecorded(ending, why, has_store=job.has_store)))
 
 

@@ -27,7 +27,7 @@ from resilient.core.events import Debit
 from resilient.core.exit_codes import OBSERVED_FAILURE, ExitCode
 from resilient.core.grammar import going_on
 from resilient.core.on_code_fault import OnCodeFault
-from resilient.core.skipping import NOTHING_SKIPPED, Skipping, objection
+from resilient.core.skipping import NOTHING_SKIPPED, Skipping, is_about_data, objection
 from resilient.core.usage import Usage
 
 LONGEST_BACKOFF_S: Final = 30.0
@@ -200,7 +200,7 @@ class Decision:
     unrecorded: bool = False
     """It could not be put on record, and the code is for that."""
     lost: bool = False
-    """The work is done, and its final state is in no checkpoint."""
+    """The work is done, and its final state is in no checkpoint: a new start is to make it again."""
 
 
 RESTORE: Final = "restore the checkpoint store; the job goes on from its newest checkpoint"
@@ -220,20 +220,17 @@ def unrecorded(ending: Decision, why: str, *, has_store: bool) -> Decision:
 def not_durable(ending: Decision, durable_step: int, reached_step: int, *, by_break: bool) -> Decision:
     """The work is done, and its final state is in no checkpoint."""
     last = f"the last checkpoint is of step {durable_step}" if durable_step else "there is no checkpoint"
-    do = "see why saving failed: resilient explain"
+    goes_on = f"goes on from step {durable_step}" if durable_step else "begins anew"
+    do = f"restore the checkpoint store and start the run again: it {goes_on}, as it is not marked as finished"
     if by_break:
         do = "no last snapshot is taken after `break`: save what you need of that state in the code behind it"
     why = f"{going_on(ending.why)}; but the final state, of step {reached_step}, is not durable: {last}"
-    return replace(ending, why=why, do=do, lost=True)
+    return replace(ending, why=why, do=do, lost=not by_break)
 
 
-def without_record(ending: Decision, why: str, ledger: Ledger) -> Decision:
+def without_record(ending: Decision, why: str) -> Decision:
     """An ending that stands although it is not on record; a start again does not know of it."""
-    do = ending.do
-    if ending.lost:
-        where = f"goes on from step {ledger.committed_step}" if ledger.committed_step else "begins anew"
-        do = f"restore the checkpoint store and start the run again: it {where}"
-    return replace(ending, why=f"{going_on(ending.why)} (not on record: {why})", do=do)
+    return replace(ending, why=f"{going_on(ending.why)} (not on record: {why})")
 
 
 def decide(
@@ -321,7 +318,10 @@ def _stop(verdict: Verdict, ledger: Ledger, terms: Terms, now: float, objected: 
         where = f", in {verdict.batch}" if verdict.batch else ""
         more = seen + where + (f", and {objected}" if objected else "")
         why = f"{going_on(verdict.why)}{more}" if more else verdict.why
-        return Decision(code=stop_code(verdict), why=why, do="correct it and submit the job again")
+        do = "correct it and submit the job again"
+        if verdict.batch and not objected and is_about_data(verdict):
+            do += ", or leave the batch out: --skip-bad-batches 1"
+        return Decision(code=stop_code(verdict), why=why, do=do)
     return too_long(ledger, terms, now) or _restart(verdict, ledger, terms)
 
 

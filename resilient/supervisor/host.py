@@ -363,7 +363,8 @@ class Host:
         """What keeps a run from being saved, or its store from filling up, is said as well."""
         self._ports.journal(kind, fields)
         if kind == "checkpoint":
-            self._say_from.pop("save_failed", None)
+            if self._say_from.pop("save_failed", None) is not None:
+                self._ports.say(f"the checkpoint store works again: step {fields.get('step')} is saved")
             not_pruned = fields.get("not_pruned")
             why = not_pruned[0] if isinstance(not_pruned, Sequence) and not_pruned else ""
             self._complain("not_pruned", f"old checkpoints go on taking up space: {why}" if why else "")
