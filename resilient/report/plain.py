@@ -61,19 +61,20 @@ def before_lines(story: Story) -> list[str]:
 
 
 def _earlier(earlier: Earlier) -> str:
-    if earlier.exit is None:
-        how = "no exit is on record"
+    no_step, least = "no step", ""
+    if earlier.exit is None:  # what its journal had last may not have been shipped
+        how, no_step, least = "no exit is on record", "nor any step", " at least"
     elif earlier.exit.code == ExitCode.FINISHED:
         how = "finished already" if earlier.already_finished else "finished"
     else:
         how = f"exit code {earlier.exit.code} ({meaning(earlier.exit.code).name})"
     count = _count(earlier.attempts, "attempt")
     if earlier.already_finished or not earlier.highest_step:
-        return f"{how}, no step, {count}"
+        return f"{how}, {no_step}, {count}"
     begun = "" if earlier.resumed_step is None else f"{earlier.resumed_step + 1} to "
     if earlier.resumed_step is not None and earlier.highest_step <= earlier.resumed_step:
-        return f"{how}, no step after {earlier.resumed_step}, {count}"
-    return f"{how}, steps {begun or 'up to '}{earlier.highest_step}, {count}"
+        return f"{how}, {no_step} after {earlier.resumed_step}, {count}"
+    return f"{how}, steps {begun or 'up to '}{earlier.highest_step}{least}, {count}"
 
 
 def attempt_lines(attempt: AttemptStory, story: Story) -> list[str]:
@@ -184,7 +185,8 @@ def _time(story: Story) -> str:
 
 def _saved(story: Story) -> str:
     if not story.checkpoints:
-        known = f"step {story.committed_step} had been saved before" if story.committed_step else "none was saved"
+        none = "none was saved" if story.exit is not None else "none is on record"
+        known = f"step {story.committed_step} had been saved before" if story.committed_step else none
         return f"Checkpoints: {known}."
     newest = f"; the newest is {story.newest_checkpoint}, of step {story.committed_step}"
     return f"Checkpoints: {story.checkpoints} saved{newest}."
