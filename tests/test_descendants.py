@@ -148,6 +148,45 @@ def test_children_without_an_environment_are_ended(start: Start, token: str) -> 
     reap(child)
 
 
+@contextlib.contextmanager
+def without_environment(then: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A child of ours that shows no environment until it is told to execute a program with another one."""
+    code = (
+        f"print(flush=True); input(); import os; os.execve('/bin/sh', ['sh', '-c', 'echo; exec sleep 1000'], {then!r})"
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], env={}, stdin=pipe, stdout=pipe) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"\n"
+        yield process
+        process.kill()
+
+
+def test_an_orphan_that_is_about_to_execute_a_program_is_waited_for(token: str) -> None:
+    """Until its environment shows whose it is; it is not signalled before."""
+    ending = Ending(token, grace_s=60, now=0.0)
+    with without_environment({"PATH": os.environ["PATH"], TOKEN_VARIABLE: token}) as process:
+        assert ending.advance(0.0) == [process.pid]
+        assert process.poll() is None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"\n"
+        assert ending.advance(0.0) == [process.pid]
+        assert process.wait(60) == -signal.SIGTERM
+        assert ending.advance(0.0) == []
+
+
+def test_a_child_that_never_has_an_environment_is_foreign(token: str) -> None:
+    """It is waited for a few times, and left alone."""
+    ending = Ending(token, grace_s=0, now=0.0)
+    with without_environment({}) as process:
+        looks = [ending.advance(1.0) for _ in range(6)]
+        assert looks == [[process.pid]] * 3 + [[]] * 3
+        assert process.poll() is None
+
+
 def test_a_process_without_its_main_thread_is_ended(start: Start, token: str) -> None:
     """To /proc it is a zombie, but its other threads run, and hold what they hold: a GPU, or the dump of its core."""
     code = "import ctypes, threading\nthreading.Thread(target=threading.Event().wait).start()\n"

@@ -20,7 +20,8 @@ import secrets
 import select
 import signal
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,6 +31,9 @@ TOKEN_VARIABLE: Final = "RESILIENT_INTERNAL_TOKEN"
 _ENVIRON_LIMIT: Final = 16 << 20
 LOOK_AGAIN_S: Final = 0.05
 """How often to look for processes that came up meanwhile, or whose end cannot be waited for."""
+_EXECUTING_LOOKS: Final = 4
+"""How often an orphan without an environment is looked at: one that is about to execute a program shows none until it
+has, for less than a millisecond unless the program comes from a slow disk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +65,7 @@ def find(token: str, *, workers: Collection[int] = ()) -> list[int]:
 
     ``workers`` are pids that are still reserved for us (``Worker.close`` has not been called).
     """
-    return [process.pid for process in _ours(token, workers)]
+    return [process.pid for process in _ours(_living(), token, workers)]
 
 
 class Ending:
@@ -77,6 +81,8 @@ class Ending:
         self.kill_at: Final = now + grace_s
         """Monotonic time from which SIGKILL is used."""
         self._told: dict[tuple[int, int], int | None] = {}
+        self._looks: Counter[tuple[int, int]] = Counter()
+        """How often an orphan was seen without an environment."""
 
     @property
     def pidfds(self) -> list[int]:
@@ -85,7 +91,8 @@ class Ending:
 
     def advance(self, now: float) -> list[int]:
         """Signal what needs it; returns the pids that are still there, none when it is done."""
-        found = {(process.pid, process.started): process for process in _ours(self._token, self._workers)}
+        living = list(_living())
+        found = {(process.pid, process.started): process for process in _ours(living, self._token, self._workers)}
         for key in self._told.keys() - found.keys():
             _close(self._told.pop(key))
         for key, process in found.items():
@@ -94,7 +101,10 @@ class Ending:
                 self._tell(process, signal.SIGTERM)
             if now >= self.kill_at:
                 self._tell(process, signal.SIGKILL)
-        return [process.pid for process in found.values()]
+        unsure = {(process.pid, process.started) for process in living if _may_be_executing(process)}
+        self._looks.update(unsure)
+        unknown = [key[0] for key in unsure - found.keys() if self._looks[key] < _EXECUTING_LOOKS]
+        return [process.pid for process in found.values()] + unknown
 
     def close(self) -> None:
         """Let go of the descriptors."""
@@ -123,10 +133,10 @@ def end(token: str, *, grace_s: float, kill_wait_s: float = 10.0, workers: Colle
     return []
 
 
-def _ours(token: str, workers: Collection[int]) -> list[_Process]:
+def _ours(processes: Iterable[_Process], token: str, workers: Collection[int]) -> list[_Process]:
     if not token:
         raise ValueError("cannot tell which processes are ours: the token is empty; give every supervisor its own")
-    living = {process.pid: process for process in _living()}
+    living = {process.pid: process for process in processes}
     living.pop(os.getpid(), None)
     return [
         process
@@ -150,6 +160,11 @@ def _belongs_to_worker(process: _Process, living: Mapping[int, _Process], worker
 
 def _carries(pid: int, token: str) -> bool:
     return f"{TOKEN_VARIABLE}={token}".encode() in _environ(pid)
+
+
+def _may_be_executing(process: _Process) -> bool:
+    """An orphan, which has come to us, of which its environment does not say yet whose it is."""
+    return process.parent == os.getpid() and _environ(process.pid) == [b""]
 
 
 def _environ(pid: int) -> list[bytes]:
