@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from submissions import applied, job_specs, submission, trainer
 from supervised import LIMIT_S
@@ -155,6 +155,7 @@ def test_words_arrive_as_they_were_typed() -> None:
 
 @settings(max_examples=10)
 @given(st.lists(st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=20), min_size=1, max_size=40))
+@example([":0", "?0", ":", "a:b", "-:"])
 def test_any_words_arrive(words: list[str]) -> None:
     """No text of a command can become anything else in the manifest."""
     text = write("job", submission(command=("--", "program", *words)))

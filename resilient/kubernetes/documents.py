@@ -186,6 +186,7 @@ class _Representer(RoundTripRepresenter):
     def represent_text(self, text: str) -> Any:
         """A new text; those that were read stay as they were."""
         ordinary = isinstance(scalars.plain(text), str) and text.replace("\n", " ").isprintable()
+        ordinary &= not text.startswith(("?", ":"))  # bare in YAML 1.2, and no text between brackets in kubectl's 1.1
         return self.represent_scalar("tag:yaml.org,2002:str", text, style=None if ordinary else '"')
 
 
