@@ -156,11 +156,55 @@ def test_a_stopped_worker_has_no_complete_dump(start: Start, tmp_path: Path) -> 
     assert not dump.complete(), "as long as the signal is pending or handled there is more to come"
     worker.send(signal.SIGCONT)
     for _ in range(6000):
-        # Another thread may handle the signal, and /proc tells of the main one.
-        if dump.complete() and "in loss" in dump.text():
+        if dump.complete():
             break
         select.select([], [], [], 0.01)
     assert "in loss" in dump.text()
+
+
+BLOCKING = """
+import signal, sys, threading
+sys.path.insert(0, sys.argv[2])
+from resilient.supervisor import stacks
+
+def listen(asked, told):
+    asked.wait()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {stacks.SIGNAL})
+    told.set()
+    threading.Event().wait()
+
+first, second, told = threading.Event(), threading.Event(), [threading.Event(), threading.Event()]
+for asked, answer in zip((first, second), told):
+    threading.Thread(target=listen, args=(asked, answer), daemon=True).start()
+stacks.register(sys.argv[1], 0)
+first.set()
+told[0].wait()
+print("ready", flush=True)
+input()
+second.set()
+told[1].wait()
+print("ready", flush=True)
+input()
+"""
+
+
+@linux
+def test_a_dump_is_not_complete_while_a_thread_other_than_the_main_one_handles_the_signal(tmp_path: Path) -> None:
+    """It blocks the signal then; one that had blocked it before is waited for by nobody."""
+    command = [sys.executable, "-c", BLOCKING, str(tmp_path), str(REPOSITORY)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline() == b"ready\n"
+        path = stacks.stack_path(tmp_path, 0)
+        _, deaf = stacks._pending_or_blocked(process.pid)
+        dump = stacks.Dump(pid=process.pid, path=path, begin=1, deaf=deaf)
+        assert (len(deaf), dump.complete()) == (1, True)
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"ready\n"
+        assert not dump.complete()
+        process.kill()
 
 
 @linux

@@ -33,6 +33,7 @@ TEXT_LIMIT: Final = 256 << 10
 
 _THREAD: Final = re.compile(r"^(?:Current thread|Thread) 0x([0-9a-f]+)[^\n]*:\n((?:[ \t]+[^\n]*\n?)*)", re.MULTILINE)
 _FRAME: Final = re.compile(r'^  File "(.*)", line (\d+) in (.*)$', re.MULTILINE)
+_MASK: Final = re.compile(r"^(SigPnd|ShdPnd|SigBlk):\s*([0-9a-f]+)$", re.MULTILINE)
 _MAIN: Final = re.compile(r"^main thread 0x([0-9a-f]+)$", re.MULTILINE)
 _LIBRARY: Final = re.compile(r"/(site|dist)-packages/")
 _EXCHANGE: Final = re.compile(r"-packages/torch/(distributed|autograd|nn/parallel)/")
@@ -80,10 +81,15 @@ class Dump:
     path: Path
     begin: int
     """Size of the file before: what earlier dumps and the header take."""
+    deaf: frozenset[str]
+    """Threads that blocked the signal before: they do not handle it."""
 
     def complete(self) -> bool:
         """Whether all of it is there; ask again shortly where it is not, up to a deadline of your own."""
-        return _size(self.path) > self.begin and not _handles_signal(self.pid)
+        if _size(self.path) <= self.begin:
+            return False
+        pending, blocking = _pending_or_blocked(self.pid)
+        return not pending and blocking <= self.deaf
 
     def text(self) -> str:
         """What is there of it, the end where it is longer than the limit (the main thread stands last)."""
@@ -93,9 +99,10 @@ class Dump:
 def request(worker: Worker, path: Path) -> Dump | None:
     """Ask a worker for its stacks; ``None`` where it never registered, or has ended."""
     begin = _size(path)
-    if begin == 0 or not worker.send(SIGNAL):
+    if begin == 0:
         return None
-    return Dump(pid=worker.pid, path=path, begin=begin)
+    _, deaf = _pending_or_blocked(worker.pid)
+    return Dump(pid=worker.pid, path=path, begin=begin, deaf=deaf) if worker.send(SIGNAL) else None
 
 
 def read(path: Path, begin: int = 0) -> str:
@@ -160,11 +167,16 @@ def _size(path: Path) -> int:
     return status.st_size if stat.S_ISREG(status.st_mode) else 0
 
 
-def _handles_signal(pid: int) -> bool:
-    """Whether ``SIGNAL`` is pending for a process or blocked in its main thread, as far as ``/proc`` tells."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return False
-    masks = re.findall(r"^(?:SigPnd|ShdPnd|SigBlk):\s*([0-9a-f]+)$", status, re.MULTILINE)
-    return any(int(mask, 16) >> (SIGNAL - 1) & 1 for mask in masks)
+def _pending_or_blocked(pid: int) -> tuple[bool, frozenset[str]]:
+    """Whether ``SIGNAL`` is pending for a process, and the threads that block it, as far as ``/proc`` tells.
+
+    A thread blocks it while it handles it. That is mostly the main one; another may be, where that one was stopped.
+    """
+    pending, blocking = False, set()
+    for path in Path(f"/proc/{pid}/task").glob("*/status"):
+        with contextlib.suppress(OSError):  # it has ended
+            for name, mask in _MASK.findall(path.read_text()):
+                if int(mask, 16) >> (SIGNAL - 1) & 1:
+                    pending |= name != "SigBlk"
+                    blocking |= {path.parent.name} if name == "SigBlk" else set()
+    return pending, frozenset(blocking)
