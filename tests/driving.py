@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from resilient.core import events as ev
 from resilient.core.batch import Batch
-from resilient.core.commands import Command, Exit
+from resilient.core.commands import Command, Dismiss, Exit
 from resilient.core.denied import LASTS_S, Denial, Denied, Suspect
 from resilient.core.evidence import ErrorLink, ErrorRecord, Evidence, Place, RankEvidence, Ruling
+from resilient.core.exit_codes import ExitCode
 from resilient.core.job import Job, Phase
 from resilient.core.machine import advance, begin
-from resilient.core.policy import Terms
+from resilient.core.policy import Decision, Terms
 from resilient.core.rules import RULES
 
 
@@ -24,6 +27,11 @@ def raised(kind: str, *, step: int = 1, ruling: Ruling | None = None, batch: Bat
     )
     rank = RankEvidence(rank=0, exit_code=1, order=0, error=record, step=step, place=Place.STEP, batch=batch)
     return Evidence(ranks=(rank,))
+
+
+def of_rank(evidence: Evidence, rank: int) -> Evidence:
+    """The same of another worker than the first."""
+    return replace(evidence, ranks=tuple(replace(seen, rank=rank) for seen in evidence.ranks))
 
 
 XID_79 = "NVRM: Xid (PCI:0000:05:00): 79, pid=1234, name=python, GPU has fallen off the bus."
@@ -67,3 +75,29 @@ def code_of(commands: list[Command]) -> int | None:
 
 ONE = Job(terms=Terms(), ranks=1)
 SETTLED = (ev.SaveSettled(durable_step=0), ev.Recorded())
+LEADER = Job(terms=Terms(pods=2), ranks=2)
+"""Of two pods with a worker each."""
+FOLLOWER = Job(terms=Terms(pods=2, pod=1), ranks=1)
+THREE = Job(terms=Terms(pods=3), ranks=3)
+LAUNCHED = (ev.Assembled(),)
+MOVED = Decision(code=ExitCode.RESCHEDULE, why="rank 1: Xid 79", do="another node", pods=(1,))
+SAVED = ev.SaveSettled(durable_step=0)
+
+
+def in_kubernetes(job: Job) -> Job:
+    return replace(job, terms=replace(job.terms, in_kubernetes=True))
+
+
+def failed(evidence: Evidence, rank: int = 1) -> tuple[ev.Event, ...]:
+    """An attempt of several pods that ends with a fault of this rank."""
+    ended = ev.WorkerEnded(rank=rank, clean=False, finished=False)
+    return (ended, ev.GroupEnded(), ev.Collected(evidence=of_rank(evidence, rank)))
+
+
+def dismissals(told: list[Command]) -> list[tuple[int, int | None, float]]:
+    """Which pod is told to end with what, and how much later than the others."""
+    return [(c.pod, c.decision.code, c.yield_s) for c in told if isinstance(c, Dismiss)]
+
+
+def kinds(told: list[Command]) -> set[type[Command]]:
+    return {type(command) for command in told}

@@ -23,7 +23,7 @@ from resilient.core import events as ev
 from resilient.core.batch import Batch
 from resilient.core.denied import Denied, Suspect
 from resilient.core.history import on_record
-from resilient.core.policy import Ledger, opening_ledger
+from resilient.core.ledger import Ledger, opening_ledger
 from resilient.core.usage import Usage
 
 KUBERNETES = {

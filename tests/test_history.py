@@ -18,9 +18,10 @@ from resilient.core.exit_codes import ExitCode
 from resilient.core.fingerprint import fingerprint
 from resilient.core.history import HISTORY_RULES, Now, on_record, reconsider, remember
 from resilient.core.job import Job, Phase
+from resilient.core.ledger import Ledger
 from resilient.core.machine import advance
 from resilient.core.on_code_fault import OnCodeFault
-from resilient.core.policy import Ledger, Terms, decide
+from resilient.core.policy import Terms, decide
 from resilient.core.rules import RULES
 
 UNCLEAR = Verdict(

@@ -13,28 +13,27 @@ from driving import (
     CODE,
     DEVICE,
     KILLED,
-    ONE,
-    SETTLED,
     STOPPED,
     SUSPECT,
-    code_of,
     denial,
-    drive,
-    fail,
+    of_rank,
     raised,
 )
 
+from resilient.core import commands as cm
 from resilient.core import denials
 from resilient.core import events as ev
 from resilient.core.causes import Action
 from resilient.core.commands import (
     Announce,
     Command,
+    Dismiss,
     EndGroup,
     Exit,
     OrderStop,
     RecordDebit,
-    SetDeadline,
+    RecordFinished,
+    Settle,
     SkipBatch,
     StartWorkers,
 )
@@ -42,10 +41,15 @@ from resilient.core.evidence import Hang, Place
 from resilient.core.exit_codes import NEEDS_DEBIT, OBSERVED_FAILURE, PREEMPTED, RESTARTS, STOP, ExitCode
 from resilient.core.job import Job, Phase
 from resilient.core.machine import TRANSITIONS, advance, begin, diagram
-from resilient.core.policy import Terms
+from resilient.core.policy import Decision, Terms
 from resilient.core.skipping import Skipping
 from resilient.core.usage import Usage
 
+OF_STORE = (ev.Opened, ev.OpenFailed, ev.Announced, ev.Committed)
+GOING = (Phase.SETTLING, Phase.RECORDING, Phase.YIELDING)
+WORKING = (Phase.RUNNING, Phase.LEAVING, Phase.PAUSING)
+ENOUGH = 1
+"""Restarts beyond every budget in here: more of them change nothing."""
 IN_BATCH = raised("TypeError", batch=BATCH)
 SMALL = Terms(restarts_per_fingerprint=1, restarts_between_commits=1, grace_s=30.0, node="node-a")
 
@@ -90,6 +94,21 @@ ALPHABET: tuple[ev.Event, ...] = (
     ev.RecordFailed(why="disk full"),
     ev.Broken(why="KeyError"),
 )
+OF_OTHERS: tuple[ev.Event, ...] = (
+    ev.Assembled(attempt=7),
+    *(ev.PeerGone(pod=1, why="x", leaving=code is None, code=code) for code in (None, 114, 127, 197)),
+    ev.PeerAsked(pod=1, by="SIGTERM", within_s=30.0),
+    ev.Dispersed(),
+)
+OF_LEADER: tuple[ev.Event, ...] = (
+    *(replace(event, pod=0) for event in OF_OTHERS if isinstance(event, ev.PeerGone)),
+    ev.Assembled(attempt=7),
+    ev.EndOrdered(grace_s=5.0),
+    *(
+        ev.Dismissed(decision=Decision(code=code, why="x", do="y", pods=(1,)), yield_s=yield_s)
+        for code, yield_s in ((0, 0.0), (1, 0.0), (114, 0.0), (114, 20.0), (194, 0.0), (197, 0.0))
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -101,6 +120,7 @@ class Seen:
     done: frozenset[int] = frozenset()
     on_record: int | None = None
     waiting: int | None = None
+    broken: bool = False
 
     def after(self, event: ev.Event, commands: tuple[Command, ...], job: Job) -> Seen:
         seen = self
@@ -110,6 +130,8 @@ class Seen:
             seen = replace(seen, done=seen.done | {event.rank})
         if isinstance(event, ev.Recorded):
             seen = replace(seen, on_record=self.waiting)
+        if isinstance(event, ev.Broken) and job.phase is not Phase.ENDED:
+            seen = replace(seen, broken=True)
         for command in commands:
             if isinstance(command, StartWorkers):
                 seen = replace(seen, stopped=False, done=frozenset())
@@ -122,16 +144,53 @@ class Seen:
 
 def same(job: Job, seen: Seen) -> tuple[Job, Seen]:
     """States that differ only in words and numbers which no decision reads are one."""
+    strikes = (replace(strike, batch=None, count=min(strike.count, ENOUGH)) for strike in job.ledger.strikes)
     ledger = replace(
         job.ledger,
-        strikes=tuple(sorted((replace(strike, batch=None) for strike in job.ledger.strikes), key=repr)),
+        strikes=tuple(sorted(strikes, key=repr)),
         restarts=job.ledger.restarts if job.terms.max_restarts is not None else 0,
+        restarts_since_commit=min(job.ledger.restarts_since_commit, ENOUGH),
     )
     ending = None if job.ending is None else replace(job.ending, why="", do="", suspect=None, fault=None)
+    if job.terms.pods > 1:
+        gone = tuple(ev.PeerGone(pod=peer.pod, why="") for peer in job.gone[:1])
+        job = replace(job, gone=gone, yield_s=min(job.yield_s, 1.0), yield_until=min(job.yield_until, 1.0))
+        if job.phase not in WORKING:
+            job = replace(job, ended=frozenset())
+        if job.phase in GOING:  # whose fault it was is decided, and no worker is left
+            ledger = replace(ledger, strikes=(), spent=frozenset(), restarts_since_commit=0)
+            job = replace(job, finished=frozenset())
+            done = seen.done if len(seen.done) == job.ranks else frozenset[int]()
+            seen = replace(seen, stopped=False, done=done)
     if job.leave_by is not None:  # only deadlines follow from who asked, and how soon it must end
         job = replace(job, leave_by="", leave_explained=False, must_end_at=0.0, leave_s=0.0)
     # Of `launch` it matters only whether there was one, and one only.
     return replace(job, attempt=0, launch=min(job.launch, 2), backoff_s=0.0, ledger=ledger, ending=ending), seen
+
+
+def alphabet_of(start: Job) -> Iterator[ev.Event]:
+    """What can happen there. Of several pods one judges, and for it any rank may be at fault."""
+    several = start.terms.pods > 1
+    for event in ALPHABET:
+        if isinstance(event, ev.WorkerEnded) and event.rank >= start.ranks:
+            continue
+        if several and isinstance(event, (ev.Collected, *(() if start.has_store else OF_STORE))):
+            continue
+        yield event
+    if several:
+        yield from OF_LEADER if start.terms.follows else OF_OTHERS
+    if start.terms.follows:
+        yield from (ev.Collected(evidence=evidence) for evidence in (SUSPECT, KILLED))
+    if start.terms.leads:
+        yield from (ev.Collected(evidence=of_rank(evidence, 1)) for evidence in (KILLED, DEVICE, CODE))
+        yield ev.Collected(evidence=KILLED)
+
+
+def cannot_be(job: Job, event: ev.Event) -> bool:
+    """No worker ends where none is left, and no pod is heard before one is there for it."""
+    if isinstance(event, ev.WorkerEnded):
+        return job.phase not in (*WORKING, Phase.STOPPING)
+    return not job.met and isinstance(event, (ev.PeerGone, ev.PeerAsked, ev.EndOrdered, ev.Dismissed))
 
 
 def walk(start: Job, *, now: float = 0.0) -> Iterator[tuple[Job, Seen, ev.Event, Job, tuple[Command, ...]]]:
@@ -139,10 +198,11 @@ def walk(start: Job, *, now: float = 0.0) -> Iterator[tuple[Job, Seen, ev.Event,
     job, commands = begin(start, 0.0)
     todo = [(job, Seen().after(ev.Recorded(), commands, job))]
     known = {same(*todo[0])}
+    alphabet = tuple(alphabet_of(start))
     while todo:
         job, seen = todo.pop()
-        for event in ALPHABET:
-            if isinstance(event, ev.WorkerEnded) and event.rank >= start.ranks:
+        for event in alphabet:
+            if start.terms.pods > 1 and cannot_be(job, event):
                 continue
             after, commands = advance(job, event, now)
             then = seen.after(event, commands, after)
@@ -155,6 +215,7 @@ def walk(start: Job, *, now: float = 0.0) -> Iterator[tuple[Job, Seen, ev.Event,
                 todo.append((after, then))
 
 
+SLOW = ("two-ranks", "no-store", "counters", "follower-with-store")
 STARTS = {
     "two-ranks": Job(terms=SMALL, ranks=2, has_store=True),
     "no-store": Job(terms=SMALL, ranks=1),
@@ -162,6 +223,9 @@ STARTS = {
     "counters": Job(terms=replace(SMALL, in_kubernetes=True, counters_bound=True), ranks=1, has_store=True),
     "observe": Job(terms=replace(SMALL, observe=True, max_restarts=1), ranks=1, has_store=True),
     "capped": Job(terms=replace(SMALL, max_restarts=1), ranks=1, has_store=True),
+    "leader": Job(terms=replace(SMALL, in_kubernetes=True, pods=2), ranks=2),
+    "follower": Job(terms=replace(SMALL, in_kubernetes=True, pods=2, pod=1), ranks=1),
+    "follower-with-store": Job(terms=replace(SMALL, in_kubernetes=True, pods=2, pod=1), ranks=1, has_store=True),
 }
 
 
@@ -180,10 +244,7 @@ def uncollected() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("uncollected")
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=pytest.mark.slow) if n in ("two-ranks", "no-store", "counters") else n for n in STARTS],
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in STARTS])
 def test_the_invariants_hold_in_every_reachable_state(name: str) -> None:
     """Contract.md's invariants, on every transition that can be reached."""
     start = STARTS[name]
@@ -195,7 +256,7 @@ def test_the_invariants_hold_in_every_reachable_state(name: str) -> None:
         assert bool(exits) == (after.phase is Phase.ENDED and job.phase is not Phase.ENDED)
         if seen.asked:
             assert not any(isinstance(command, StartWorkers) for command in commands), (job, event)
-        if job.launch == 0 and any(isinstance(command, StartWorkers) for command in commands):
+        if job.launch == 0 and any(isinstance(command, (StartWorkers, cm.Assemble)) for command in commands):
             check_start(job, event)
         for command in exits:
             check_exit(start, job, seen, command)
@@ -203,6 +264,8 @@ def test_the_invariants_hold_in_every_reachable_state(name: str) -> None:
             check_skip(job, event, after)
         if job.phase is Phase.JUDGING and after.phase in (Phase.BACKING_OFF, Phase.EXAMINING):
             check_restart(job, commands, after)
+        if start.terms.pods > 1:
+            check_pods(start, job, seen, event, commands)
         for debit in (command.debit for command in commands if isinstance(command, RecordDebit)):
             check_debit(after, debit)
     assert count > 1000
@@ -210,6 +273,8 @@ def test_the_invariants_hold_in_every_reachable_state(name: str) -> None:
 
 def check_start(job: Job, event: ev.Event) -> None:
     """A node or device that is kept off is used only after three refusals in a row, or under --observe."""
+    if isinstance(event, ev.Assembled):
+        return  # after it was looked at
     assert isinstance(event, ev.Examined)
     own = job.denials if job.terms.in_kubernetes else ()
     if denials.concerning((*own, *event.listed), job.terms.node, event.devices):
@@ -223,6 +288,7 @@ def check_exit(start: Job, job: Job, seen: Seen, command: Exit) -> None:
     assert command.do
     if start.terms.observe and code == OBSERVED_FAILURE:
         return
+    assert (code == ExitCode.INTERNAL) >= seen.broken
     if code == ExitCode.FINISHED:
         assert len(seen.done) == start.ranks, "0 only when every worker ended with 0 by itself"
     if seen.asked:
@@ -232,6 +298,27 @@ def check_exit(start: Job, job: Job, seen: Seen, command: Exit) -> None:
         assert seen.on_record == code or start.terms.counters_bound, "no ignored exit without a recorded debit"
     if code in PREEMPTED:
         assert seen.asked
+
+
+def check_pods(start: Job, job: Job, seen: Seen, event: ev.Event, commands: tuple[Command, ...]) -> None:
+    """All start together, when they are all there; one of them judges, and nobody is told what is not so."""
+    for command in commands:
+        match command:
+            case StartWorkers():
+                assert isinstance(event, ev.Assembled)
+            case cm.Testify():
+                assert start.terms.follows
+            case RecordFinished():
+                assert start.terms.leads
+            case Announce():
+                assert command.verdict is None or start.terms.leads
+            case Dismiss():
+                assert start.terms.leads
+                assert not seen.asked or command.decision.code == ExitCode.FINISHED
+                assert command.decision.code != ExitCode.FINISHED or len(seen.done) == start.ranks
+                assert command.yield_s == 0.0 or command.decision.code in STOP
+            case Settle():
+                assert not seen.broken, "the run may be another's"
 
 
 def check_skip(job: Job, event: ev.Event, after: Job) -> None:
@@ -256,6 +343,8 @@ def check_restart(job: Job, commands: tuple[Command, ...], after: Job) -> None:
     """Invariant 6: a code verdict gets exactly one confirming restart in place. And no restart is beyond the budget of
     the submission, in whichever pods it was used."""
     assert job.terms.observe or after.ledger.restarts_since_commit <= job.terms.restarts_between_commits
+    if job.terms.follows:
+        return  # it is the first pod that has decided
     verdict = next(command.verdict for command in commands if isinstance(command, Announce) and command.verdict)
     skips = any(isinstance(command, SkipBatch) for command in commands)
     if verdict.action is Action.STOP and not skips and not job.terms.observe:
@@ -270,15 +359,15 @@ def test_every_state_has_a_way_out_that_is_taken_without_luck(name: str) -> None
     for failing in (True, False):
         job, commands = begin(start, 0.0)
         for _ in range(200):
-            event = answer(commands, failing=failing)
+            event = answer(commands, failing=failing, follows=start.terms.follows)
             if event is None:
                 break
             job, commands = advance(job, event, 0.0)
         assert job.phase is Phase.ENDED
 
 
-def answer(commands: tuple[Command, ...], *, failing: bool) -> ev.Event | None:
-    """What a world of crashing workers answers to a command."""
+def answer(commands: tuple[Command, ...], *, failing: bool, follows: bool) -> ev.Event | None:
+    """What a world of crashing workers answers to a command; there a pod that follows waits for one in vain."""
     replies: dict[str, ev.Event] = {
         "OpenStore": ev.Opened(next_attempt=1),
         "Examine": ev.Examined(),
@@ -289,38 +378,12 @@ def answer(commands: tuple[Command, ...], *, failing: bool) -> ev.Event | None:
         "RecordDebit": ev.RecordFailed(why="503") if failing else ev.Recorded(),
         "SetDeadline": ev.DeadlinePassed(),
     }
+    if not follows:
+        replies["Assemble"] = ev.Assembled()
     for command in reversed(commands):
         if type(command).__name__ in replies:
             return replies[type(command).__name__]
     return None
-
-
-def test_a_code_fault_before_the_first_step_stops_at_once() -> None:
-    """114 in one attempt when steps are known."""
-    _, told = drive(ONE, ev.HeartbeatOpened(), *fail(CODE), *SETTLED)
-    assert code_of(told) == ExitCode.CODE_FAULT
-    assert sum(isinstance(command, StartWorkers) for command in told) == 1
-
-
-def test_a_code_fault_of_unknown_progress_is_confirmed_once() -> None:
-    """114 in two attempts for a script that never imports us."""
-    _, told = drive(ONE, *fail(CODE), ev.DeadlinePassed(), *fail(CODE), *SETTLED)
-    assert code_of(told) == ExitCode.CODE_FAULT
-    assert sum(isinstance(command, StartWorkers) for command in told) == 2
-
-
-def test_a_hang_whose_workers_end_with_0_when_told_to_is_no_finish() -> None:
-    """A script that swallows SIGTERM and exits 0 has not finished."""
-    hang = ev.HangFound(hang=Hang(rank=0, place=Place.STEP, phase=None, silent_s=61, bound_s=60))
-    job, _ = drive(ONE, hang, ev.WorkerEnded(rank=0, clean=True, finished=False), ev.GroupEnded())
-    assert job.phase is Phase.JUDGING
-
-
-def test_asked_to_leave_after_the_last_worker_finished_is_a_finish() -> None:
-    """SIGTERM between the last exit and the finished mark does not undo the work."""
-    done = ev.WorkerEnded(rank=0, clean=True, finished=False)
-    _, told = drive(ONE, done, ev.LeaveAsked(by="SIGTERM"), ev.GroupEnded(), *SETTLED)
-    assert code_of(told) == ExitCode.FINISHED
 
 
 def test_stop_codes_leave_no_debit() -> None:
@@ -332,23 +395,3 @@ def test_the_diagram_names_every_phase() -> None:
     """The README's picture cannot forget one."""
     text = diagram()
     assert all(phase.name in text for phase in Phase)
-
-
-def test_a_command_that_ran_before_is_no_mistake_of_the_user() -> None:
-    """127 only before the first step ever; afterwards the node is suspect."""
-    _, told = drive(ONE, ev.CannotRun(code=127, why="no such file"), ev.GroupEnded(), *SETTLED)
-    assert code_of(told) == ExitCode.NOT_FOUND
-    _, told = drive(ONE, ev.Advanced(step=1), ev.CannotRun(code=127, why="no such file"), ev.GroupEnded(), *SETTLED)
-    assert code_of(told) == ExitCode.RESCHEDULE
-
-
-def test_who_leaves_less_time_counts() -> None:
-    """A cloud that announces an end two minutes ahead gives more than the grace; SIGTERM after it gives that."""
-    job, told = drive(ONE, ev.Opened(next_attempt=1), ev.LeaveAsked(by="a notice", within_s=120.0), now=0.0)
-    first = [command.at for command in told if isinstance(command, SetDeadline)][-1]
-    assert (job.phase, job.must_end_at, first) == (Phase.LEAVING, 120.0, 58.5)
-    later, again = advance(job, ev.LeaveAsked(by="the same notice", within_s=120.0), 5.0)
-    assert (later, again) == (job, ())
-    job, commands = advance(job, ev.LeaveAsked(by="SIGTERM"), 10.0)
-    assert job.must_end_at == 10.0 + job.terms.grace_s
-    assert commands == (SetDeadline(at=10.0 + (job.terms.grace_s - 3.0) / 2),)

@@ -19,8 +19,9 @@ from resilient.core.exit_codes import ExitCode
 from resilient.core.fingerprint import fingerprint
 from resilient.core.history import Now, on_record, reconsider, remember
 from resilient.core.job import Phase
+from resilient.core.ledger import Ledger
 from resilient.core.on_code_fault import OnCodeFault
-from resilient.core.policy import Ledger, Terms, decide
+from resilient.core.policy import Terms, decide
 from resilient.core.skipping import Skipping, goes_by, name_of, numbers_left_out, objection, why_not
 
 FAULT = Verdict(

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from resilient.core.batch import Batch
 from resilient.core.causes import Verdict
+from resilient.core.debit import Debit
 from resilient.core.denied import Suspect
-from resilient.core.events import Debit
+from resilient.core.evidence import Evidence
+from resilient.core.policy import Decision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +33,27 @@ class StartWorkers:
     attempt: int
     launch: int
     """1 for the first launch by this supervisor: ``TORCHELASTIC_RESTART_COUNT`` is one less."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assemble:
+    """Of several pods: wait for the others, or be there for the first; answer ``Assembled``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Testify:
+    """Tell the first pod what this one has seen; its workers have ended."""
+
+    evidence: Evidence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dismiss:
+    """Tell another pod how it ends."""
+
+    pod: int
+    decision: Decision
+    yield_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +149,10 @@ class Exit:
 Command = (
     OpenStore
     | Examine
+    | Assemble
     | StartWorkers
+    | Testify
+    | Dismiss
     | NumberAttempt
     | OrderStop
     | EndGroup

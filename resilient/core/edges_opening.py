@@ -14,10 +14,12 @@ from resilient.core import events as ev
 from resilient.core import policy
 from resilient.core.commands import ClearDeadline, Command, NumberAttempt, OpenStore, SetDeadline
 from resilient.core.denials import refusals_in_a_row
-from resilient.core.edges import Step, end, end_by, examine
+from resilient.core.edges import examine
+from resilient.core.edges_ending import Step, end, end_by
 from resilient.core.edges_preflight import check_denials
 from resilient.core.exit_codes import ExitCode
 from resilient.core.job import Job, Phase
+from resilient.core.ledger import opening_ledger
 from resilient.core.policy import Decision
 
 _TOLD: Final = 2
@@ -48,7 +50,7 @@ def nothing_to_resume_from(set_aside: Sequence[str]) -> tuple[str, str]:
 
 def _learned(job: Job, event: ev.Opened, now: float) -> Job:
     """What the store knows counts from now on, and a launch that had no number of the run gets one that is free."""
-    ledger = policy.opening_ledger(
+    ledger = opening_ledger(
         job.ledger, committed_step=event.committed_step, usage=event.usage, debits=event.debits, now=now
     )
     return replace(job, attempt=max(job.attempt, event.next_attempt), ledger=ledger)
@@ -66,6 +68,10 @@ def prepared(job: Job, event: ev.Opened, now: float) -> Step:
     job, commands = _opened(job, event, now)
     if job.phase is not Phase.PREPARING:
         return job, commands
+    if job.terms.follows and event.finished_step is not None:
+        # Pod 0 may have ended already, and would be waited for in vain: its controller has no need of another one.
+        why = f"the run was finished with step {event.finished_step}, before this pod had come"
+        return end(job, ExitCode.FINISHED, why, "nothing", now)
     return examine(replace(job, denials=event.denials, refusals=refusals_in_a_row(event.debits)))
 
 

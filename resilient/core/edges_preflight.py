@@ -10,7 +10,8 @@ from resilient.core import denials
 from resilient.core import events as ev
 from resilient.core.commands import Announce, Command, SetDeadline
 from resilient.core.denied import Denial
-from resilient.core.edges import Step, end, launch
+from resilient.core.edges import launch
+from resilient.core.edges_ending import Step, end
 from resilient.core.exit_codes import ExitCode
 from resilient.core.job import Job, Phase
 
@@ -30,7 +31,7 @@ def examined(job: Job, event: ev.Examined, now: float) -> Step:
     job, said = check_denials(job, (*event.listed, *own), refusals, now, guessed=job.refusals_guessed)
     if job.ending is not None:
         return job, (*notes, *said)
-    job, commands = launch(job if not job.has_store else replace(job, devices=()))
+    job, commands = launch(job if not job.has_store else replace(job, devices=()), now)
     return job, (*notes, *said, *commands)
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from resilient.core import events as ev
-from resilient.core.edges import Step
+from resilient.core.edges_ending import Step
 from resilient.core.job import Job
 
 

@@ -6,35 +6,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from resilient.core.batch import Batch
+from resilient.core.debit import Debit as Debit
 from resilient.core.denied import Denial
 from resilient.core.evidence import Evidence, Hang, Past
+from resilient.core.policy import Decision
 from resilient.core.skipping import NOTHING_SKIPPED, Skipping
 from resilient.core.usage import NOTHING_USED, Usage
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Debit:
-    """An exit that is on record: what spends a submission's budget across containers."""
-
-    code: int
-    step: int
-    """Highest step completed when it was recorded."""
-    fingerprint: str = ""
-    node: str | None = None
-    """The machine of the pod that left."""
-    fault_step: int | None = None
-    """Step that the culprit of the last fault had entered."""
-    times: int = 1
-    """It had struck there, without progress in between."""
-    strikes: int = 0
-    """Restarts in place that this fault has had without progress."""
-    batch: Batch | None = None
-    """The batch that it was at."""
-    usage: Usage = NOTHING_USED
-    """Of the submission's budgets, with the restart that this exit leads to."""
-    forgiven: bool = False
-    """A person has cleared the fault."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +30,8 @@ class Opened:
     debits: tuple[Debit, ...] = ()
     denials: tuple[Denial, ...] = ()
     """Entries of the run's deny list that are in force."""
+    finished_step: int | None = None
+    """By its mark this very submission has finished the run, with that step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,6 +184,56 @@ class Broken:
     why: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assembled:
+    """All pods of the run are there. The first one finds that out, and tells the others."""
+
+    attempt: int | None = None
+    """Its number, where another pod has given it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerGone:
+    """Another pod is not there any more, or will not be for long."""
+
+    pod: int
+    why: str
+    leaving: bool = False
+    """It was asked to leave, and said so: nothing of it has failed."""
+    code: int | None = None
+    """What it has said that it ends with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerAsked:
+    """Another pod was asked to leave: all workers are to come to one boundary, while it has time."""
+
+    pod: int
+    by: str
+    within_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndOrdered:
+    """The first pod has all workers ended, those of this pod too."""
+
+    grace_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dismissed:
+    """The first pod has decided how this one ends."""
+
+    decision: Decision
+    yield_s: float = 0.0
+    """For so long it stays, so that the pod that is to blame ends before it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dispersed:
+    """All pods that were dismissed have heard it, or are gone."""
+
+
 Event = (
     Opened
     | OpenFailed
@@ -226,6 +255,12 @@ Event = (
     | Recorded
     | RecordFailed
     | Broken
+    | Assembled
+    | PeerGone
+    | PeerAsked
+    | EndOrdered
+    | Dismissed
+    | Dispersed
 )
 
 EVENTS: Final[tuple[type[Event], ...]] = (
@@ -249,4 +284,10 @@ EVENTS: Final[tuple[type[Event], ...]] = (
     Recorded,
     RecordFailed,
     Broken,
+    Assembled,
+    PeerGone,
+    PeerAsked,
+    EndOrdered,
+    Dismissed,
+    Dispersed,
 )

@@ -137,6 +137,8 @@ class Hang:
     bound_s: float
     where: str | None = None
     """Innermost Python frame of the stuck rank, from faulthandler: ``train.py:41 in loss``."""
+    waits: bool = False
+    """It stands in a collective, so that another one is to blame if there is one elsewhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

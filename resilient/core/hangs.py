@@ -85,10 +85,15 @@ class Alarm:
     """The group is to be ended; else only its stacks are wanted."""
 
 
-def tick(watch: Watch, readings: Mapping[int, Reading], elapsed_s: float, bounds: Bounds) -> tuple[Watch, Alarm | None]:
-    """The watch after looking at all live workers, and an alarm if silence has gone on too long."""
+def tick(
+    watch: Watch, readings: Mapping[int, Reading], elapsed_s: float, bounds: Bounds, *, outside: bool = False
+) -> tuple[Watch, Alarm | None]:
+    """The watch after looking at all live workers, and an alarm if silence has gone on too long.
+
+    ``outside``: some worker is outside a step that is not among these, as it is another pod's.
+    """
     elapsed_s = min(elapsed_s, 2 * bounds.tick_s)
-    outside = _someone_outside(readings)
+    outside = outside or _someone_outside(readings)
     silent = {
         rank: _silence(watch, rank, reading, 0.0 if outside and reading.place is Place.STEP else elapsed_s)
         for rank, reading in readings.items()
@@ -103,7 +108,7 @@ def tick(watch: Watch, readings: Mapping[int, Reading], elapsed_s: float, bounds
         warned=frozenset(rank for rank in watch.warned if silent.get(rank)),
         alarmed_s={rank: told_s for rank, told_s in watch.alarmed_s.items() if silent.get(rank)},
     )
-    for alarm in sorted(_alarms(watch, bounds), key=lambda a: (not a.fatal, -a.silent_s, a.rank)):
+    for alarm in sorted(_alarms(watch, bounds, outside), key=lambda a: (not a.fatal, -a.silent_s, a.rank)):
         if alarm.fatal:
             # Where nobody acts on it, it is raised again when the silence has doubled.
             if alarm.silent_s >= 2 * watch.alarmed_s.get(alarm.rank, 0.0):
@@ -142,8 +147,7 @@ def _phases(watch: Watch, readings: Mapping[int, Reading]) -> Mapping[str, float
     return learned
 
 
-def _alarms(watch: Watch, bounds: Bounds) -> list[Alarm]:
-    outside = _someone_outside(watch.readings)
+def _alarms(watch: Watch, bounds: Bounds, outside: bool) -> list[Alarm]:
     alarms = []
     for rank, reading in watch.readings.items():
         silent = watch.silent_s[rank]

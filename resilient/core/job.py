@@ -7,7 +7,9 @@ import enum
 from dataclasses import dataclass, field
 
 from resilient.core.denied import Denial
-from resilient.core.policy import Decision, Ledger, Terms
+from resilient.core.events import PeerGone
+from resilient.core.ledger import Ledger
+from resilient.core.policy import Decision, Terms
 from resilient.core.rule import Rule
 from resilient.core.rules import RULES
 
@@ -19,9 +21,13 @@ class Phase(str, enum.Enum):
     """The store is being opened; no worker exists."""
     EXAMINING = "examining"
     """The preflight: before the first workers, and before others once a device is suspected."""
+    ASSEMBLING = "assembling"
+    """Of several pods, not all are there; no worker exists."""
     RUNNING = "running"
     LEAVING = "leaving"
     """Asked to leave: all workers go to one common boundary."""
+    PAUSING = "pausing"
+    """Another pod was asked to leave: all workers go to one common boundary, and on once it is replaced."""
     STOPPING = "stopping"
     """The group is being ended."""
     JUDGING = "judging"
@@ -31,6 +37,8 @@ class Phase(str, enum.Enum):
     """No workers any more; the newest snapshot is made durable before an exit."""
     RECORDING = "recording"
     """The exit is being put on record."""
+    YIELDING = "yielding"
+    """The exit is due, and waits for other pods to hear of it, or to end first."""
     ENDED = "ended"
 
 
@@ -40,6 +48,7 @@ class Job:
 
     terms: Terms
     ranks: int
+    """Whose ends decide what is done: of all pods in the one that leads, of this one elsewhere."""
     phase: Phase = Phase.PREPARING
     ledger: Ledger = field(default_factory=Ledger)
     attempt: int = 0
@@ -69,4 +78,11 @@ class Job:
     """No record says so, only what the controller has not counted."""
     rules: tuple[Rule, ...] = field(default=RULES, compare=False, repr=False)
     """The classifier's table, with the user's own rules in it; it never changes."""
+    met: bool = False
+    """Other pods may know of it."""
+    gone: tuple[PeerGone, ...] = ()
+    """Pods that this attempt has lost."""
+    yield_s: float = 0.0
+    """For how long the exit waits for others."""
+    yield_until: float = 0.0
     ending: Decision | None = None

@@ -52,9 +52,10 @@ def decode(line: bytes | str, kinds: Mapping[str, type[T]]) -> T:
         data = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not a JSON line: {error}") from error
-    if not isinstance(data, dict) or data.get("type") not in kinds:
+    name = data.get("type") if isinstance(data, dict) else None
+    if not isinstance(name, str) or name not in kinds:
         raise ValueError("not one of the expected types: " + ", ".join(kinds))
-    return from_data(data, kinds[data["type"]])
+    return from_data(data, kinds[name])
 
 
 def from_data(data: object, hint: type[T]) -> T:
