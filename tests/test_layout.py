@@ -252,6 +252,17 @@ def test_hostile_components_are_refused(text: str) -> None:
         layout.segment_path("s", text, 1)
 
 
+def test_a_name_that_is_drawn_is_a_name_and_nobody_elses() -> None:
+    """And so is the one that a saver counts on from it, which takes the next higher number."""
+    names = {layout.fresh_name(3, 20) for _ in range(100)}
+    assert len(names) == 100
+    for name in map(layout.parse_checkpoint, names):
+        assert name[:2] == (3, 20)
+        assert layout.parse_checkpoint(str(name._replace(again=name.again + 1))).again == name.again + 1
+    with pytest.raises(CheckpointError):
+        layout.fresh_name(-1, 20)
+
+
 def test_checkpoint_names_sort_as_numbers() -> None:
     """The order of names is that of a restore."""
     assert max(CheckpointName(1, 9, 0), CheckpointName(1, 10, 0)) == CheckpointName(1, 10, 0)

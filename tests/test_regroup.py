@@ -90,7 +90,7 @@ def generators(seed: int) -> Any:
 def fetched(saved: SavedRun, slot: Slot) -> Try:
     """The whole checkpoint in a slot, as the saver puts it there, and the order to try it."""
     asked = Fetch(id=1, name=f"1-{STEP}", world_size=0, slot=WHOLE, available_bytes=None)
-    reply = fetch(saved.vault, asked, lambda rank, number: slot, lambda call, *arguments: call(*arguments))
+    reply = fetch(saved.vault, asked, [0], lambda rank, number: slot, lambda call, *arguments: call(*arguments))
     return Try(name=asked.name, step=STEP, slot=WHOLE, contents=reply.contents)
 
 

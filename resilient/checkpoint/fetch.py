@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from resilient.checkpoint.arena import Slot
@@ -21,23 +21,38 @@ from resilient.errors import CheckpointError
 from resilient.link.board import SLOTS, Extent, SlotRecord
 
 
-def fetch(vault: Vault, asked: Fetch, slot_of: Callable[[int, int], Slot], patient: Callable[..., Any]) -> Fetched:
-    """Do it, every byte verified. ``slot_of`` has the slots by rank and number; ``patient`` calls again what fails."""
+def fetch(
+    vault: Vault,
+    asked: Fetch,
+    ranks: Sequence[int],
+    slot_of: Callable[[int, int], Slot],
+    patient: Callable[..., Any],
+) -> Fetched:
+    """Do it, every byte verified. ``ranks`` are those that have slots here, in their order, ``slot_of`` gives a slot by
+    rank and number, ``patient`` calls again what fails."""
+    if not ranks:
+        raise CheckpointError(f"cannot restore {asked.name}: no rank has slots here; ask the saver of its pod")
     begun_s = time.monotonic()
     manifest: Manifest = patient(read_manifest, vault.store, asked.name)
     if asked.slot >= SLOTS:
-        whole = _into_one(vault, asked, manifest, slot_of(0, asked.slot), patient)
+        whole = _into_one(vault, asked, manifest, slot_of(ranks[0], asked.slot), patient)
         contents = Extent(size=len(whole.head), digest=digest(whole.head))
         records: tuple[SlotRecord, ...] = ()
         size_bytes = whole.size_bytes
     else:
-        slots = [slot_of(rank, asked.slot) for rank in range(asked.world_size)]
+        slots = {rank: slot_of(rank, asked.slot) for rank in ranks}
         contents = None
         records = _into_each(vault, asked, manifest, slots, patient)
         size_bytes = sum(record.size for record in records)
     seconds = time.monotonic() - begun_s
     return Fetched(
-        id=asked.id, name=asked.name, records=records, seconds=seconds, size_bytes=size_bytes, contents=contents
+        id=asked.id,
+        name=asked.name,
+        records=records,
+        seconds=seconds,
+        size_bytes=size_bytes,
+        contents=contents,
+        first=ranks[0],
     )
 
 
@@ -55,20 +70,21 @@ def _into_one(vault: Vault, asked: Fetch, manifest: Manifest, slot: Slot, patien
 
 
 def _into_each(
-    vault: Vault, asked: Fetch, manifest: Manifest, slots: Sequence[Slot], patient: Callable[..., Any]
+    vault: Vault, asked: Fetch, manifest: Manifest, slots: Mapping[int, Slot], patient: Callable[..., Any]
 ) -> tuple[SlotRecord, ...]:
     """What ranks have alike is read once, and copied."""
-    if manifest.world_size != len(slots):
+    if manifest.world_size != asked.world_size or max(slots) >= asked.world_size:
         raise CheckpointError(
-            f"cannot restore {asked.name} for {len(slots)} ranks, each its own: {manifest.world_size} have saved it; "
-            "this is a bug of resilient, please report it"
+            f"cannot restore {asked.name} for {asked.world_size} ranks, each its own: {manifest.world_size} have saved "
+            "it; this is a bug of resilient, please report it"
         )
-    records = tuple(_record(manifest, rank, asked.slot) for rank in range(manifest.world_size))
+    records = {rank: _record(manifest, rank, asked.slot) for rank in slots}
     available = None if asked.available_bytes is None else asked.available_bytes // len(records)
-    for slot, record in zip(slots, records, strict=True):
-        slot.check(record.size, available)
+    for rank, slot in slots.items():
+        slot.check(records[rank].size, available)
     first: dict[str, Slot] = {}
-    for slot, record, files in zip(slots, records, manifest.ranks, strict=True):
+    for rank, slot in slots.items():
+        record, files = records[rank], manifest.ranks[rank]
         view = slot.begin(record.size)
         tensors, own = view[: record.tensors.size], view[record.own_offset :]
         if files.tensors in first:
@@ -77,7 +93,7 @@ def _into_each(
             first[files.tensors] = slot
             patient(vault.read_image, asked.name, manifest.file(files.tensors), tensors, slot.make_ready)
         patient(vault.read_image, asked.name, manifest.file(files.own), own, _from(slot, record.own_offset))
-    return records
+    return tuple(records.values())
 
 
 def _from(slot: Slot, offset: int) -> Ready:

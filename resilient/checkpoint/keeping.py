@@ -20,17 +20,10 @@ from resilient.checkpoint.arena import Slot
 from resilient.checkpoint.fetch import fetch
 from resilient.checkpoint.files import Store
 from resilient.checkpoint.holder import Holder, machine, process
-from resilient.checkpoint.layout import (
-    AttemptRecord,
-    Debit,
-    DenialRecord,
-    FileRecord,
-    Manifest,
-    RankFiles,
-    RunRecord,
-)
+from resilient.checkpoint.layout import AttemptRecord, Debit, DenialRecord, Manifest, RunRecord
 from resilient.checkpoint.lease import RENEW_S
-from resilient.checkpoint.lock import Lock, acquire
+from resilient.checkpoint.lock import Lock, Unheld, acquire
+from resilient.checkpoint.naming import images_of, manifest_of
 from resilient.checkpoint.recall import recall
 from resilient.checkpoint.requests import (
     CheckpointRef,
@@ -51,14 +44,15 @@ from resilient.checkpoint.requests import (
     Ship,
 )
 from resilient.checkpoint.saves import Saves
-from resilient.checkpoint.shipped import ShippedJournal
+from resilient.checkpoint.shipped import ShippedJournal, read_segment
 from resilient.checkpoint.store import open_store
+from resilient.checkpoint.store_errors import Exists
 from resilient.checkpoint.survey import Survey, claim_of, survey
 from resilient.checkpoint.throttle import Throttle
-from resilient.checkpoint.vault import Corrupt, Vault
+from resilient.checkpoint.vault import Corrupt, Vault, share
 from resilient.core.aftermath import Trace
 from resilient.errors import CheckpointError, StoreError
-from resilient.link.board import ON_DISK, Extent, SlotRecord
+from resilient.link.board import ON_DISK
 
 T = TypeVar("T")
 _DENY_LIST_S: Final = 30.0
@@ -150,7 +144,9 @@ class Keeping:
         )
         store = open_store(asked.url, throttle=throttle)
         self._small(asked.patience_s, store.probe)
-        lock = self._small(asked.patience_s, lambda: self._acquire(store, asked))
+        lock: Lock = Unheld()
+        if not asked.guest:
+            lock = self._small(asked.patience_s, lambda: self._acquire(store, asked))
         vault = Vault(store, clock=time.time)
         try:
             run = self._small(asked.patience_s, lambda: vault.identify(make=True))
@@ -199,30 +195,22 @@ class Keeping:
         )
         return acquire(store, holder, patience_s=asked.lock_patience_s, now=time.monotonic, wait=self._pause)
 
-    def _save(self, held: _Held, asked: Save) -> Saved:
-        ranks, files = _name_files(asked.records)
-        manifest = Manifest(
-            run=held.run.id,
-            submission=held.asked.submission,
-            attempt=asked.attempt,
-            step=asked.step,
-            began_from=asked.began_from,
-            world_size=asked.world_size,
-            ranks=ranks,
-            files=tuple(files.values()),
-            created_s=time.time(),
-            versions=asked.versions,
-            determinism=asked.determinism,
-            metrics=asked.metrics,
-        )
-        images = self._images(asked.records, ranks)
-        name, seconds = self.saves.perform(
-            asked, lambda may_commit: held.vault.save(manifest, images, may_commit), held.lock.check
-        )
+    def _save(self, held: _Held, asked: Save) -> Saved | Done:
+        if held.asked.guest and not asked.part:
+            raise _refused("save", "ask for a part of what its saver commits")
+        manifest = manifest_of(asked, run=held.run.id, submission=held.asked.submission, created_s=time.time())
+        name, seconds = (self._save_alone if asked.directory is None else self._save_share)(held, asked, manifest)
+        if asked.part:
+            return Done(id=asked.id)
         committed_s = time.monotonic()
         held.committed.add(asked.attempt)
         pruned = held.vault.prune(
-            asked.attempt, asked.rules, fresh_from=held.fresh_from, damaged=held.damaged, in_use=_fallback(held)
+            asked.attempt,
+            asked.rules,
+            fresh_from=held.fresh_from,
+            step=asked.step,
+            damaged=held.damaged,
+            in_use=_fallback(held),
         )
         return Saved(
             id=asked.id,
@@ -236,13 +224,33 @@ class Keeping:
             not_pruned=pruned.failed,
         )
 
-    def _images(self, records: Sequence[SlotRecord], ranks: Sequence[RankFiles]) -> dict[str, memoryview]:
-        images: dict[str, memoryview] = {}
-        for rank, (record, files) in enumerate(zip(records, ranks, strict=True)):
-            view = self._slot(rank, record.slot).view(record.size)
-            images.setdefault(files.tensors, view[: record.tensors.size])
-            images[files.own] = view[record.own_offset :]
-        return images
+    def _save_alone(self, held: _Held, asked: Save, manifest: Manifest) -> tuple[str, float]:
+        if asked.part:
+            raise CheckpointError("cannot save a part: it has no directory; give the one that all its savers share")
+        images = images_of(manifest, asked.records, range(len(asked.records)), self._slot)
+        return self.saves.perform(
+            asked, lambda may_commit: held.vault.save(manifest, images, may_commit), held.lock.check
+        )
+
+    def _save_share(self, held: _Held, asked: Save, manifest: Manifest) -> tuple[str, float]:
+        """The directory is one for all tries, as other savers write into it."""
+        images = images_of(manifest, asked.records, self._slots, self._slot)
+        ours = share(asked.directory or "", manifest, images)
+
+        def save(may_commit: Callable[[], None]) -> str:
+            if not asked.part:
+                return held.vault.save_into(ours, may_commit)
+            held.vault.write_share(ours)
+            self.saves.check_wanted()
+            return str(ours.name)
+
+        try:
+            return self.saves.perform(asked, save, held.lock.check)
+        except Exists:  # it is a checkpoint, or somebody else's
+            raise
+        except CheckpointError:
+            held.vault.forget(ours, whole=not asked.part)
+            raise
 
     def _slot(self, rank: int, number: int) -> Slot:
         slots = self._slots.get(rank, ())
@@ -252,7 +260,8 @@ class Keeping:
 
     def _fetch(self, held: _Held, asked: Fetch) -> Fetched:
         try:
-            return fetch(held.vault, asked, self._slot, retry.store_small(asked.patience_s, self.leaving))
+            patient = retry.store_small(asked.patience_s, self.leaving)
+            return fetch(held.vault, asked, sorted(self._slots), self._slot, patient)
         except Corrupt:
             held.damaged.add(asked.name)
             raise
@@ -265,6 +274,8 @@ class Keeping:
 def _operation(held: _Held, request: Claim | Record | Deny | Finish | Ship) -> Callable[[], None]:
     """The work of a small request; whatever differs from call to call is made here, once for all tries."""
     vault = held.vault
+    if held.asked.guest and isinstance(request, (Claim, Finish)):
+        raise _refused(type(request).__name__.lower(), "let that one do it")
     if isinstance(request, Claim):
         return _claim(held, request)
     if isinstance(request, Record):
@@ -273,8 +284,12 @@ def _operation(held: _Held, request: Claim | Record | Deny | Finish | Ship) -> C
         return lambda: deny_list.write(vault.store, request.record)
     if isinstance(request, Finish):
         return lambda: _finish(held, request)
-    segment = _segment(request.path)
+    segment = read_segment(request.path)
     return lambda: held.journal.keep(request.pod, request.number, segment)
+
+
+def _refused(what: str, remedy: str) -> CheckpointError:
+    return CheckpointError(f"cannot {what}: another pod holds the run; {remedy}")
 
 
 def _finish(held: _Held, request: Finish) -> None:
@@ -326,30 +341,6 @@ def _fallback(held: _Held) -> tuple[str, ...]:
     if claimed is None or claimed.began_from is None or claimed.attempt in held.committed:
         return ()
     return (claimed.began_from,)
-
-
-def _segment(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            segment = file.read(layout.SEGMENT_LIMIT + 1)
-    except OSError as error:
-        raise CheckpointError(f"cannot ship {path}: {error}") from error
-    if len(segment) > layout.SEGMENT_LIMIT:
-        raise CheckpointError(f"cannot ship {path}: it is longer than {layout.SEGMENT_LIMIT} bytes; cut it earlier")
-    return segment
-
-
-def _name_files(records: Sequence[SlotRecord]) -> tuple[tuple[RankFiles, ...], dict[str, FileRecord]]:
-    """The files of every rank, and each file once: ranks with equal tensors share those of the lowest of them."""
-    ranks: list[RankFiles] = []
-    files: dict[str, FileRecord] = {}
-    names: dict[Extent, str] = {}
-    for rank, record in enumerate(records):
-        tensors = names.setdefault(record.tensors, layout.tensors_file(rank))
-        ranks.append(RankFiles(tensors=tensors, own=layout.rank_file(rank)))
-        for name, extent in ((tensors, record.tensors), (ranks[-1].own, record.own)):
-            files[name] = FileRecord(file=name, size=extent.size, digest=extent.digest)
-    return tuple(ranks), files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

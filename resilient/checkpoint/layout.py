@@ -24,6 +24,7 @@ import dataclasses
 import json
 import math
 import re
+import secrets
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ class CheckpointName(NamedTuple):
     attempt: int
     step: int
     again: int
-    """How often this save had been tried before."""
+    """How often this save had been tried before, or a number that was drawn for it."""
 
     def __str__(self) -> str:
         return f"{self.attempt}-{self.step}" + (f".{self.again}" if self.again else "")
@@ -81,6 +82,12 @@ def parse_checkpoint(name: str) -> CheckpointName:
     if match is None:
         raise CheckpointError(f"cannot use {name[:80]!r} as a checkpoint: its name is not <attempt>-<step>")
     return CheckpointName(int(match[1]), int(match[2]), int(match[3] or 0))
+
+
+def fresh_name(attempt: int, step: int) -> str:
+    """A name for a directory that several savers share, who need not look which names are free."""
+    drawn = 1 + secrets.randbelow(10**8)  # what a saver counts on from it is a name too
+    return str(CheckpointName(_natural(attempt, "attempt"), _natural(step, "step"), drawn))
 
 
 def component(text: str, what: str) -> str:

@@ -27,6 +27,7 @@ _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 """File systems without hard links; there ``O_EXCL`` alone decides."""
+_TRIES: Final = 10
 _NO_DIRECTORY_SYNC: Final = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF})
 
 
@@ -96,8 +97,7 @@ class _Directory(Store):
 
     def _write(self, full: str, fill: Callable[[int], None]) -> None:
         """A new file, whose bytes are durable when ``fill`` has returned."""
-        _make_directory(os.path.dirname(full))
-        fd = os.open(full, _CREATE, 0o666)
+        fd = _open_new(full)
         try:
             fill(fd)
         except BaseException:
@@ -189,6 +189,15 @@ def _write_small(fd: int, data: bytes) -> None:
     while view:
         view = view[os.write(fd, view) :]
     os.fsync(fd)
+
+
+def _open_new(full: str) -> int:
+    """Another saver that deletes its own files may take the directory for empty until this one is in it."""
+    for _ in range(_TRIES):
+        _make_directory(os.path.dirname(full))
+        with contextlib.suppress(FileNotFoundError):
+            return os.open(full, _CREATE, 0o666)
+    return os.open(full, _CREATE, 0o666)
 
 
 def _make_directory(path: str) -> None:

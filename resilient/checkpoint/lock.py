@@ -38,6 +38,19 @@ class Lock(Protocol):
         """Give it back; never raises."""
 
 
+class Unheld:
+    """In the place of a lock where another pod of the run has it."""
+
+    def check(self) -> None:
+        """There is nothing to lose."""
+
+    def renew(self) -> None:
+        """There is nothing to keep."""
+
+    def release(self) -> None:
+        """There is nothing to give back."""
+
+
 def acquire(
     store: Store, holder: Holder, *, patience_s: float, now: Callable[[], float], wait: Callable[[float], object]
 ) -> Lock:

@@ -36,6 +36,8 @@ class Open:
     journal: str
     """Directory of its journal, for whoever finds the run locked."""
     in_kubernetes: bool = False
+    guest: bool = False
+    """Another pod's supervisor holds the run, whoever asks puts on record only what is its own."""
     fresh: bool = False
     """Begin a new history: what earlier attempts saved is ignored from the next claim on, and kept.
     A submission that has done so once goes on with its own history when it is started again."""
@@ -69,7 +71,8 @@ class Claim:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Save:
-    """Make a checkpoint of snapshots that lie whole in their slots, and prune older ones; :class:`Saved`."""
+    """Make a checkpoint of snapshots that lie whole in their slots, and prune older ones; :class:`Saved`. With ``part``
+    only write its files, as the saver of one of the pods that make it together; :class:`Done`."""
 
     id: int
     attempt: int
@@ -77,7 +80,7 @@ class Save:
     world_size: int
     began_from: str | None
     records: tuple[SlotRecord, ...]
-    """Of rank 0, 1, ..."""
+    """Of rank 0, 1, ...: of all, also of those whose slots other savers have."""
     versions: Mapping[str, str]
     determinism: Mapping[str, str]
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -87,6 +90,12 @@ class Save:
     ahead: int | None = None
     """A number by which :class:`Judge` will say whether the snapshots hold: until then the files are written, and
     nothing is committed. ``None``: they hold."""
+    directory: str | None = None
+    """In which the savers of several pods write, each the files that its ranks name; of this save alone, from
+    ``layout.fresh_name``. The snapshots may be judged to hold once each of the other savers has said :class:`Done`: a
+    file has its size before all of it is written. ``None``: a directory of the saver's own, for each try another."""
+    part: bool = False
+    """Another saver waits for the judgement, commits and prunes."""
     patience_s: float = 120.0
 
 
@@ -102,16 +111,16 @@ class Judge:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fetch:
-    """Read a checkpoint into a slot of every rank and verify it; :class:`Fetched`."""
+    """Read a checkpoint into a slot of every rank that is this saver's and verify it; :class:`Fetched`."""
 
     id: int
     name: str
     world_size: int
-    """Ranks of this run."""
+    """Ranks of this run, in all pods."""
     slot: int
-    """Of every rank; of a checkpoint of another number of ranks, one that all ranks share."""
+    """Of every such rank; of a checkpoint of another number of ranks, one that all ranks share."""
     available_bytes: int | None
-    """Memory that is free for it; ``None``: unknown."""
+    """Memory of this machine that is free for it; ``None``: unknown."""
     patience_s: float = 120.0
 
 
@@ -232,11 +241,13 @@ class Fetched:
     id: int
     name: str
     records: tuple[SlotRecord, ...]
-    """Of rank 0, 1, ..."""
+    """Of the ranks that are this saver's, in their order."""
     seconds: float
     size_bytes: int
     contents: Extent | None = None
     """What a slot that all ranks share begins with, and says what lies in it."""
+    first: int = 0
+    """The rank of the first record."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

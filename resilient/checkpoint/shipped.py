@@ -76,3 +76,15 @@ class ShippedJournal:
             except CheckpointError:  # with the next piece; to go on would leave a gap
                 return
             self._spare.pop()
+
+
+def read_segment(path: str) -> bytes:
+    """A file of this machine that is to be kept."""
+    try:
+        with open(path, "rb") as file:
+            segment = file.read(layout.SEGMENT_LIMIT + 1)
+    except OSError as error:
+        raise CheckpointError(f"cannot ship {path}: {error}") from error
+    if len(segment) > layout.SEGMENT_LIMIT:
+        raise CheckpointError(f"cannot ship {path}: it is longer than {layout.SEGMENT_LIMIT} bytes; cut it earlier")
+    return segment

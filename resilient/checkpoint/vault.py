@@ -15,8 +15,8 @@ from __future__ import annotations
 import contextlib
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from resilient.checkpoint import layout
@@ -49,6 +49,7 @@ from resilient.core.batch import Batch
 from resilient.core.retention import Rules, prunable
 from resilient.errors import CheckpointError
 
+_HIGHEST: Final = 1 << 62
 _AT_ONCE: Final = 4
 """Files that are written at the same time; each store writes parts of a file at once besides."""
 
@@ -65,6 +66,33 @@ class Pruned:
 
     deleted: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """What one saver writes into a directory that those of other pods write into as well.
+
+    What a try has written is left to the next one. Nothing is written twice, as the manifest may be there by then,
+    and only the answer to it have been lost.
+    """
+
+    name: CheckpointName
+    manifest: Manifest
+    images: Mapping[str, memoryview]
+    """By file name."""
+    written: set[str] = field(default_factory=set)
+
+
+def share(directory: str, manifest: Manifest, images: Mapping[str, memoryview]) -> Share:
+    """A share of the checkpoint with this manifest in the directory that was chosen for it."""
+    name = parse_checkpoint(directory)
+    if name[:2] != (manifest.attempt, manifest.step):
+        raise CheckpointError(
+            f"cannot save step {manifest.step} of attempt {manifest.attempt} as {name}: that is the name of another one"
+        )
+    if not images:
+        raise CheckpointError(f"cannot save {name}: none of its ranks has slots here; ask the savers of its pods")
+    return Share(name=name, manifest=manifest, images=images)
 
 
 class Vault:
@@ -171,7 +199,7 @@ class Vault:
         committed = layout.encode(manifest)
         name = self._fresh_name(manifest.attempt, manifest.step)
         try:
-            self._write_all(name, manifest, images)
+            self._write_all(name, manifest.files, images)
             check()
             self._create_once(layout.checkpoint_path(str(name), layout.MANIFEST), committed)
         except CheckpointError:
@@ -179,6 +207,41 @@ class Vault:
             raise
         self._note_commit(manifest)
         return str(name)
+
+    def save_into(self, share: Share, check: Callable[[], None]) -> str:
+        """The same where other savers have written their shares by the time that ``check`` returns."""
+        committed = layout.encode(share.manifest)
+        self.write_share(share)
+        check()
+        self._check_shares(share)
+        self._create_once(layout.checkpoint_path(str(share.name), layout.MANIFEST), committed)
+        self._note_commit(share.manifest)
+        return str(share.name)
+
+    def write_share(self, share: Share) -> None:
+        """Write what is still to be written of a share."""
+        if not share.written and self.store.exists(layout.checkpoint_path(str(share.name), layout.MANIFEST)):
+            raise Exists(f"cannot save {share.name}: it is a checkpoint already; give it a fresh name")
+        left = [file for file in share.manifest.files if file.file in share.images.keys() - share.written]
+        self._write_all(share.name, left, share.images, share.written)
+
+    def forget(self, share: Share, *, whole: bool) -> None:
+        """Delete a share that is of no use, or with ``whole`` those of all savers; what cannot be is pruned later."""
+        if whole:
+            self._forget(share.name)
+        else:
+            with contextlib.suppress(CheckpointError):
+                self._delete(share.name, share.images)
+
+    def _check_shares(self, share: Share) -> None:
+        there = {entry.name: entry.size for entry in self.store.list(f"{layout.CHECKPOINTS}/{share.name}")}
+        for file in share.manifest.files:
+            size = there.get(layout.checkpoint_path(str(share.name), file.file))
+            if size != file.size:
+                what = "is not there" if size is None else f"has {size} bytes where {file.size} belong"
+                raise CheckpointError(
+                    f"cannot save {share.name}: {file.file} {what}; look why the pod of that rank has not written it"
+                )
 
     def _note_commit(self, manifest: Manifest) -> None:
         """Once for each attempt; a store that fails now is asked again with the next checkpoint."""
@@ -188,21 +251,41 @@ class Vault:
                 self.store.replace(layout.COMMITTED, layout.encode(mark))
                 self._noted = manifest.attempt
 
-    def _write_all(self, name: CheckpointName, manifest: Manifest, images: Mapping[str, memoryview]) -> None:
-        """Several files at once, and their digests meanwhile; returns when nothing is under way any more."""
-        with ThreadPoolExecutor(_AT_ONCE, "write") as writers, ThreadPoolExecutor(1, "digest") as checker:
-            jobs = []
-            for file in manifest.files:
-                path = layout.checkpoint_path(str(name), file.file)
-                jobs.append(writers.submit(self.store.write_file, path, images[file.file]))
-                jobs.append(checker.submit(_check_image, file, images[file.file]))
-            try:
-                for job in jobs:
-                    job.result()
-            except BaseException:
-                for job in jobs:
-                    job.cancel()
-                raise
+    def _write_all(
+        self,
+        name: CheckpointName,
+        files: Iterable[FileRecord],
+        images: Mapping[str, memoryview],
+        written: set[str] | None = None,
+    ) -> None:
+        """Several files at once, and their digests meanwhile; returns when nothing is under way any more. Where others
+        write into the directory too, ``written`` is told what is done, also when something fails."""
+        write = self.store.write_file if written is None else self._write_over
+        jobs: list[tuple[str, Future[None]]] = []
+        try:
+            with ThreadPoolExecutor(_AT_ONCE, "write") as writers, ThreadPoolExecutor(1, "digest") as checker:
+                for file in files:
+                    path = layout.checkpoint_path(str(name), file.file)
+                    jobs.append((file.file, writers.submit(write, path, images[file.file])))
+                    jobs.append((file.file, checker.submit(_check_image, file, images[file.file])))
+                try:
+                    for _, job in jobs:
+                        job.result()
+                except BaseException:
+                    for _, job in jobs:
+                        job.cancel()
+                    raise
+        finally:
+            if written is not None:
+                written |= {file for file, _ in jobs} - {file for file, job in jobs if not _has_succeeded(job)}
+
+    def _write_over(self, path: str, image: memoryview) -> None:
+        """A file of ours may be in the way that a try, or a saver, has left that failed; objects are replaced."""
+        try:
+            self.store.write_file(path, image)
+        except Exists:
+            self.store.delete(path)
+            self.store.write_file(path, image)
 
     def prune(
         self,
@@ -210,6 +293,7 @@ class Vault:
         rules: Rules,
         *,
         fresh_from: int,
+        step: int | None = None,
         damaged: Collection[str] = (),
         in_use: Collection[str] = (),
         only_say: bool = False,
@@ -217,7 +301,8 @@ class Vault:
         """Delete what retention does not keep, and what was left behind without a manifest.
 
         ``attempt`` is the newest that is ours. Leftovers of higher attempts are those of a supervisor
-        that replaced this one, and earlier histories are not ours to shorten.
+        that replaced this one, and earlier histories are not ours to shorten. Neither are those of steps behind
+        ``step``, the newest that was saved: other pods may be writing them.
         ``damaged`` are those whose files were found not to have their digests: only sizes are looked at here.
         With ``only_say`` nothing is deleted, and the answer is what would be.
         """
@@ -229,7 +314,8 @@ class Vault:
             doomed = prunable([*good, *bad], rules, damaged={*damaged, *(one.name for one in bad)}, in_use=in_use)
         except CheckpointError as error:
             return Pruned(failed=(str(error),))
-        leftovers = [name for name in files if not committed_in(files[name]) and name.attempt <= attempt]
+        newest = (attempt, _HIGHEST if step is None else step)
+        leftovers = [name for name in files if not committed_in(files[name]) and name[:2] <= newest]
         for name in (*map(parse_checkpoint, doomed), *leftovers):
             try:
                 if not only_say:
@@ -285,6 +371,10 @@ class _Committed:
     attempt: int
     step: int
     metrics: Mapping[str, float]
+
+
+def _has_succeeded(job: Future[None]) -> bool:
+    return not job.cancelled() and job.exception() is None
 
 
 def _check_image(file: FileRecord, image: memoryview) -> None:
