@@ -124,8 +124,10 @@ def read_worker(environ: Mapping[str, str]) -> WorkerFacts:
     world_size = _number(environ, "WORLD_SIZE") or 1
     # Launchers that leave this out run on one node.
     local_world_size = _number(environ, "LOCAL_WORLD_SIZE") or world_size
-    # On one node both ranks are one, whatever LOCAL_RANK says: with --virtual-local-rank it is 0 for everybody.
-    local_rank = rank if local_world_size == world_size else _number(environ, "LOCAL_RANK") or 0
+    link_fd = _number(environ, LINK_VARIABLE)
+    # Our nodes have as many workers each. With --virtual-local-rank LOCAL_RANK is 0 for everybody.
+    alike = local_world_size == world_size or link_fd is not None
+    local_rank = rank % local_world_size if alike else _number(environ, "LOCAL_RANK") or 0
     run_id = environ.get("TORCHELASTIC_RUN_ID") or None
     restart_count = _number(environ, "TORCHELASTIC_RESTART_COUNT") or 0
     # The parent would tell launches apart as well, but a wrapper script may stand between it and the worker.
@@ -141,7 +143,7 @@ def read_worker(environ: Mapping[str, str]) -> WorkerFacts:
         restart_count=restart_count,
         launch=shared if world_size > 1 else f"process {os.getpid()}",
         torchelastic_error_file=environ.get("TORCHELASTIC_ERROR_FILE") or None,
-        link_fd=_number(environ, LINK_VARIABLE),
+        link_fd=link_fd,
         error_file=environ.get(ERROR_FILE_VARIABLE) or None,
         stacks=environ.get(STACKS_VARIABLE) or None,
         cublas_workspace=environ.get("CUBLAS_WORKSPACE_CONFIG") or None,

@@ -46,6 +46,8 @@ class Attachment:
     board: Board
     index: int
     """Its row of the board: the local rank."""
+    rank: int
+    """Among those of all pods."""
     slot_fds: Sequence[int]
     """Of the slots that are its own."""
     shared_fds: Sequence[int]
@@ -101,7 +103,7 @@ def attach(facts: WorkerFacts) -> Attachment:
         nodes = -(-facts.world_size // max(1, facts.local_world_size))
         raise SettingsError(
             f"cannot checkpoint over {nodes} nodes: LOCAL_WORLD_SIZE is {facts.local_world_size} and WORLD_SIZE "
-            f"{facts.world_size}; use one node, more come with a later release"
+            f"{facts.world_size}; start them by resilient run --nnodes {nodes}, on each node"
         )
     path = _path(facts)
     keeper = _start_keeper(path, facts.world_size) if facts.local_rank == 0 else None
@@ -131,6 +133,7 @@ def _attached(sock: socket.socket, facts: WorkerFacts, keeper: subprocess.Popen[
         channel=Channel(sock, FROM_HOST),
         board=Board.attach(board_fd),
         index=facts.local_rank,
+        rank=facts.rank,
         slot_fds=tuple(slot_fds[:SLOTS]),
         shared_fds=tuple(slot_fds[SLOTS:]),
         supervised=facts.link_fd is not None,

@@ -23,7 +23,7 @@ from __future__ import annotations
 import mmap
 import os
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 from resilient.core.batch import Batch, is_sound
 from resilient.link.memory import anonymous_file
@@ -34,7 +34,8 @@ NONE: Final = -1
 
 VERSION: Final = 5
 _HEADER: Final = 64
-_ROW: Final = 64
+ROW: Final = 64
+"""Words that a worker has."""
 SLOTS: Final = 3
 """Of each rank's own, with a record on the board."""
 SPILL: Final = 2
@@ -84,7 +85,7 @@ LAST: Final = 14
 OF: Final = 15
 """Samples of its data set, and in a batch of it; 0: not known."""
 SIZE: Final = 16
-_SLOT_WORDS: Final = 17
+SLOT_WORDS: Final = 17
 """First word of the slot records: one of the values below, attempt, step; then size, digest high, digest low of each
 of two images."""
 _SLOT_STRIDE: Final = 12
@@ -104,6 +105,9 @@ PHASE: Final = 16
 # Values of LOADER: whether a batch can be left out without being fetched.
 FETCHES: Final = 1
 EXACT: Final = 2
+
+
+B = TypeVar("B", bound="Board")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,7 +172,7 @@ class Board:
         self.words = memoryview(self._map).cast("q")
 
     @classmethod
-    def create(cls, rows: int) -> Board:
+    def create(cls: type[B], rows: int) -> B:
         """A new page for ``rows`` local workers."""
         fd = anonymous_file("resilient-board")
         os.ftruncate(fd, _bytes(rows))
@@ -180,7 +184,7 @@ class Board:
     @classmethod
     def attach(cls, fd: int) -> Board:
         """The page behind an inherited descriptor."""
-        rows = os.fstat(fd).st_size // 8 // _ROW - _HEADER // _ROW
+        rows = os.fstat(fd).st_size // 8 // ROW - _HEADER // ROW
         board = cls(fd, rows)
         if board.words[0] != VERSION or board.words[1] > rows:
             raise ValueError("cannot attach to the supervisor's board: another version of resilient wrote it")
@@ -215,7 +219,7 @@ class Board:
         """Forget where the workers of the last attempt were; their slots stay."""
         for index in range(self.rows):
             base = row_base(index)
-            for word in range(_SLOT_WORDS):
+            for word in range(SLOT_WORDS):
                 self.words[base + word] = 0
 
     def pulse(self, index: int) -> Pulse:
@@ -293,13 +297,13 @@ def _extent(size: int, high: int, low: int) -> Extent:
 
 
 def _slot_base(index: int, slot: int) -> int:
-    return row_base(index) + _SLOT_WORDS + _SLOT_STRIDE * slot
+    return row_base(index) + SLOT_WORDS + _SLOT_STRIDE * slot
 
 
 def row_base(index: int) -> int:
     """Number of the first word of worker ``index``'s row."""
-    return _HEADER + _ROW * index
+    return _HEADER + ROW * index
 
 
 def _bytes(rows: int) -> int:
-    return 8 * (_HEADER + _ROW * rows)
+    return 8 * (_HEADER + ROW * rows)

@@ -24,9 +24,9 @@ _OTHERS: Final = "_dump_fr_trace_json"
 _WHY_CHARS: Final = 200
 
 
-def answer_when_asked(link: Attachment, directory: str, rank: int) -> None:
+def answer_when_asked(link: Attachment, directory: str, index: int) -> None:
     """Start the thread; a directory without the FIFO is of a supervisor that does not ask."""
-    path = ask_path(directory, rank)
+    path = ask_path(directory, index)
     if path.is_fifo():
         threading.Thread(target=_answer, args=(link, path), name="resilient-collectives", daemon=True).start()
 

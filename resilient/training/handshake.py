@@ -49,7 +49,7 @@ def agree(attachment: Attachment, parts: Mapping[str, Part], slots: Sequence[Slo
     def read(order: Try) -> Candidate:
         if order.contents is not None:
             shared = Slot.from_fd(attachment.shared_fds[order.slot - SLOTS], on_disk=order.slot in ON_DISK)
-            return regroup.read(order, shared, parts, attachment.index)
+            return regroup.read(order, shared, parts, attachment.rank)
         record = attachment.board.record(attachment.index, order.slot)
         if record is None or record.step != order.step:
             raise CheckpointError(f"cannot restore {order.name}: slot {order.slot} holds no state of step {order.step}")

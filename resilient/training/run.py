@@ -146,9 +146,9 @@ class Run:
         signals.install(link.board, link.index, way_out, supervised=link.supervised, host_is_gone=link.host_is_gone)
         self._last_words.step = lambda: self._progress.entered
         self._last_words.batch = lambda messages: self._stream.told(messages) if self._stream else None
-        without_stacks = _register_stacks(facts)
+        without_stacks = _register_stacks(facts, link.index)
         if facts.stacks and facts.world_size > 1:
-            flight.answer_when_asked(link, facts.stacks, facts.rank)
+            flight.answer_when_asked(link, facts.stacks, link.index)
             self._last_words.farewell = lambda: flight.tell(link, dying=True)
         self._progress.open()
         atexit.register(self._progress.leave)
@@ -185,7 +185,7 @@ class Run:
         own = owned({"rng": candidate.rng, "data": candidate.data})
         self._now, self._data = own["rng"], own["data"]
         self._resumed_from = candidate.step
-        if candidate.saved_by is not None and self._link.index == 0:
+        if candidate.saved_by is not None and self._link.rank == 0:
             ranks = f"{candidate.saved_by} ranks have saved it, and there are {self._facts.world_size} now"
             self._link.send(Note(text=f"resumed from {candidate.name}: {ranks}"))
         if not self._link.supervised and self._link.index == 0:
@@ -379,11 +379,11 @@ class Run:
                 raise handshake.unexpected(answer)
 
 
-def _register_stacks(facts: settings.WorkerFacts) -> str:
-    """Why this worker cannot tell where it stands, where that is so; it trains all the same."""
+def _register_stacks(facts: settings.WorkerFacts, index: int) -> str:
+    """Why this worker, by its number in the pod, cannot tell where it stands; it trains all the same."""
     try:
         if facts.stacks:
-            stacks.register(facts.stacks, facts.rank)
+            stacks.register(facts.stacks, index)
     except OSError as error:
         return f"goes on without stacks: {error}"
     return ""
