@@ -26,7 +26,7 @@ from typing import Final
 
 from resilient import torchrun
 from resilient.errors import SettingsError
-from resilient.facts import INTERNAL_PREFIX, count_devices
+from resilient.facts import INTERNAL_PREFIX, count_devices, read_platform
 from resilient.settings import FIELDS, Given, flag, is_switch
 from resilient.torchrun import Scan
 
@@ -62,6 +62,12 @@ class Launch:
     master_addr: str
     master_port: int | None
     """``None``: a free one for every attempt."""
+    nodes: int
+    """Of the run, each with a supervisor and as many workers as this one."""
+    node: int
+    """Which of them this is; the first one leads."""
+    store_port: int
+    """Of the first node, where the supervisors meet."""
     run_id: str | None
     """``--rdzv-id``; ``None``: to be made up."""
     role_name: str
@@ -74,6 +80,23 @@ class Launch:
     """What a person should read before the start, a line each."""
     setting_flags: tuple[Given, ...]
     """The layer of flags, for ``settings.load``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seat:
+    """Where the workers of one launch have their place among those of all nodes."""
+
+    first: int
+    """Rank of the first of them."""
+    world_size: int
+    node: int
+    nodes: int
+    master_addr: str
+    master_port: int
+    restarts: int
+    """Launches of the run before this one."""
+    run_id: str | None = None
+    """What the first node calls the run, where that is another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,12 +144,12 @@ def parse(argv: Sequence[str], environ: Mapping[str, str], *, count: Callable[[s
     foreign = program.name if nested is None and _is_foreign(program) else None
     given = {**(nested.flags if nested else {}), **outer.flags}
     flags = {**torchrun.from_environment(environ), **given}
-    torchrun.check_one_node(flags)
     if foreign:
-        nproc = _only_one(given, foreign)
+        nproc, (nodes, node) = _only_one(given, foreign), (1, 0)
     else:
         nproc = torchrun.count_workers(flags, count or (lambda kind: count_devices(kind, environ)))
-    addr, port = torchrun.master(flags)
+        nodes, node = torchrun.nodes(flags, read_platform(environ).index)
+    addr, port = torchrun.master(flags) if nodes == 1 else torchrun.meeting_point(flags)
     form, words = _form(outer, nested, program, environ)
     ignored = tuple(f"--{name}" for name in sorted(flags.keys() & torchrun.IGNORED))
     run_id = flags.get("rdzv-id", "none")
@@ -136,7 +159,10 @@ def parse(argv: Sequence[str], environ: Mapping[str, str], *, count: Callable[[s
         is_python=form is _Form.BY_PYTHON or _is_python(words[0]),
         foreign_launcher=foreign,
         master_addr=addr,
-        master_port=port,
+        master_port=port if nodes == 1 else None,
+        nodes=nodes,
+        node=node,
+        store_port=port or torchrun.PORT,
         run_id=None if "standalone" in flags or run_id == "none" else run_id,
         role_name=flags.get("role", "default"),
         virtual_local_rank="virtual-local-rank" in flags,
@@ -171,18 +197,16 @@ def worker_command(launch: Launch, local_rank: int) -> tuple[str, ...]:
 def worker_environment(
     launch: Launch,
     *,
-    rank: int,
-    port: int,
+    seat: Seat,
+    local_rank: int,
     run_id: str,
-    restarts: int,
     max_restarts: int,
     base: Mapping[str, str],
     error_file: str = "",
 ) -> dict[str, str]:
     """What torchrun would tell a worker, over the environment ``base``; nothing of a supervisor above us.
 
-    ``restarts`` counts the launches before this one. A foreign launcher gets no ranks: it
-    gives its own, and what reads ours first would take every process for rank 0.
+    A foreign launcher gets no ranks: it gives its own, and what reads ours first would take every process for rank 0.
     """
     environ = {name: value for name, value in base.items() if not name.startswith(INTERNAL_PREFIX)}
     environ.setdefault("PYTHONUNBUFFERED", "1")  # a killed worker's last lines are evidence
@@ -191,23 +215,24 @@ def worker_environment(
     if launch.nproc > 1:
         environ.setdefault("OMP_NUM_THREADS", "1")
     environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
-    device = _device(launch, rank, base)
+    device = _device(launch, local_rank, base)
     if device is not None:
         environ["CUDA_VISIBLE_DEVICES"] = device
-    ranks = dict.fromkeys(("RANK", "ROLE_RANK", "LOCAL_RANK"), str(rank))
-    sizes = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE", "ROLE_WORLD_SIZE"), str(launch.nproc))
+    ranks = dict.fromkeys(("RANK", "ROLE_RANK"), str(seat.first + local_rank))
+    sizes = dict.fromkeys(("WORLD_SIZE", "ROLE_WORLD_SIZE"), str(seat.world_size))
     return {
         **environ,
         **ranks,
         **sizes,
-        **({"LOCAL_RANK": "0"} if launch.virtual_local_rank else {}),
-        "GROUP_RANK": "0",
-        "GROUP_WORLD_SIZE": "1",
+        "LOCAL_RANK": "0" if launch.virtual_local_rank else str(local_rank),
+        "LOCAL_WORLD_SIZE": str(launch.nproc),
+        "GROUP_RANK": str(seat.node),
+        "GROUP_WORLD_SIZE": str(seat.nodes),
         "ROLE_NAME": launch.role_name,
-        "MASTER_ADDR": launch.master_addr,
-        "MASTER_PORT": str(port),
-        "TORCHELASTIC_RUN_ID": run_id,
-        "TORCHELASTIC_RESTART_COUNT": str(restarts),
+        "MASTER_ADDR": seat.master_addr,
+        "MASTER_PORT": str(seat.master_port),
+        "TORCHELASTIC_RUN_ID": seat.run_id or run_id,
+        "TORCHELASTIC_RESTART_COUNT": str(seat.restarts),
         "TORCHELASTIC_MAX_RESTARTS": str(max_restarts),
         "TORCHELASTIC_USE_AGENT_STORE": "False",  # rank 0 opens the store
         "TORCHELASTIC_ERROR_FILE": error_file,
@@ -277,7 +302,12 @@ def _is_command(outer: Scan) -> bool:
 
 
 def _only_one(given: Mapping[str, str], foreign: str) -> int:
-    """A foreign launcher counts its workers itself; what ``PET_*`` says was not meant for it."""
+    """A foreign launcher counts its workers itself, and finds its nodes; what ``PET_*`` says was not meant for it."""
+    if given.get("nnodes", "1") != "1":
+        raise SettingsError(
+            f"cannot use --nnodes {given['nnodes']} with {foreign}: it is a launcher and brings nodes together itself; "
+            f"leave --nnodes to {foreign}, or run the script itself"
+        )
     if given.get("nproc-per-node", "1") != "1":
         raise SettingsError(
             f"cannot start {given['nproc-per-node']} times {foreign}: it is a launcher and starts the workers itself; "

@@ -122,6 +122,10 @@ class Settings:
     store_patience: float = field(
         default=600.0, metadata=_about(DURATION, "How long a checkpoint store that does not answer is asked again.")
     )
+    pod_patience: float = field(
+        default=1800.0,
+        metadata=_about(DURATION, "How long the other pods of a run are waited for before this one ends with 197."),
+    )
     save_bandwidth: int | None = field(
         default=None,
         metadata=_about(

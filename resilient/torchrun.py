@@ -61,6 +61,10 @@ SHORT: Final = {"m": "module", "r": "redirects", "t": "tee", "h": "help"}
 NOT_IN_ENVIRONMENT: Final = frozenset({"logs-specs", "numa-binding"})
 LOOPBACK: Final = "127.0.0.1"
 _MOST_WORKERS: Final = 4096
+_MOST_NODES: Final = 1024
+"""Pod 0 hears each of them by itself."""
+PORT: Final = 29500
+"""torchrun's own."""
 LEGACY: Final = frozenset({"use-env"})
 """What ``torch.distributed.launch`` has besides."""
 
@@ -114,20 +118,44 @@ def from_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return flags
 
 
-def check_one_node(flags: Mapping[str, str]) -> None:
-    """Refuse what asks for several nodes."""
-    nodes = flags.get("nnodes", "1")
-    if not re.fullmatch(r"\d{1,6}(:\d{1,6})?", nodes):
-        raise SettingsError(f"cannot use --nnodes {nodes}: it is not a number of nodes; leave it out for one")
-    if {int(count) for count in nodes.split(":")} != {1}:
+def nodes(flags: Mapping[str, str], index: int | None) -> tuple[int, int]:
+    """How many nodes there are, and which of them this is; ``index``: the pod's, where Kubernetes has said it."""
+    asked = flags.get("nnodes", "1")
+    if not re.fullmatch(r"\d{1,6}(:\d{1,6})?", asked):
+        raise SettingsError(f"cannot use --nnodes {asked}: it is not a number of nodes; leave it out for one")
+    least, _, most = asked.partition(":")
+    count = int(least)
+    if int(most or count) != count:
         raise SettingsError(
-            f"cannot use --nnodes {nodes}: this release supervises one node, more come with a later one; "
-            "leave --nnodes out, or start this job with torchrun"
+            f"cannot use --nnodes {asked}: a run has as many nodes from its beginning to its end; give one number"
         )
-    if flags.get("node-rank", "0") != "0":
+    if not 1 <= count <= _MOST_NODES:
+        raise SettingsError(f"cannot use --nnodes {asked}: give 1 to {_MOST_NODES}")
+    given = flags.get("node-rank")
+    if given is None and count > 1 and index is None:
         raise SettingsError(
-            f"cannot use --node-rank {flags['node-rank']}: there is one node, with rank 0; leave it out"
+            f"cannot tell which of the {count} nodes this is: nobody has said it; give --node-rank, or RESILIENT_INDEX "
+            "as resilient manifest writes it"
         )
+    rank = str(index if count > 1 else 0) if given is None else given
+    if not re.fullmatch(r"\d{1,6}", rank) or int(rank) >= count:
+        counted = "there is one node, with rank 0; leave it out" if count == 1 else f"give 0 to {count - 1}"
+        raise SettingsError(f"cannot use --node-rank {rank}: {counted}")
+    return count, int(rank)
+
+
+def meeting_point(flags: Mapping[str, str]) -> tuple[str, int]:
+    """Where the nodes meet: the first one's name, and a port of it. Unlike :func:`master` it has to be given."""
+    if "standalone" in flags:
+        raise SettingsError("cannot use --standalone with several nodes: it means one; leave it or --nnodes out")
+    nowhere = {"master-addr": "", "master-port": str(PORT)}
+    addr, port = master({**nowhere, **flags, "rdzv-backend": "static"})
+    if not addr:
+        raise SettingsError(
+            "cannot find the other nodes: it is not said where the first one is; give --master-addr and --master-port"
+        )
+    assert port is not None, "a port was given"
+    return addr, port
 
 
 def count_workers(flags: Mapping[str, str], count: Callable[[str], int]) -> int:
@@ -157,7 +185,7 @@ def master(flags: Mapping[str, str]) -> tuple[str, int | None]:
     addr, port = flags.get("master-addr", LOOPBACK), flags.get("master-port")
     if endpoint := flags.get("rdzv-endpoint"):
         addr, colon, port = endpoint.rpartition(":")
-        addr, port = (addr, port) if colon else (endpoint, "29500")
+        addr, port = (addr, port) if colon else (endpoint, str(PORT))
     if port is None:
         return LOOPBACK, None
     if not re.fullmatch(r"\d{1,5}", port) or not 0 < int(port) < 65536:

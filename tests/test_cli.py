@@ -27,7 +27,7 @@ from resilient.settings import FIELDS
         (["stop", "a", "b"], "unrecognized arguments: b"),
         (["run"], "cannot run: no command is given"),
         (["run", "--kepe", "3", "a.py"], "did you mean --keep?"),
-        (["run", "--nnodes", "2", "a.py"], "this release supervises one node"),
+        (["run", "--nnodes", "2", "a.py"], "cannot tell which of the 2 nodes this is"),
         (["config", "--keep", "0"], "cannot use '0' for keep (flag --keep)"),
         (["config", "--jsno"], "resilient config has no such flag; did you mean --json?"),
     ],

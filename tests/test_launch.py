@@ -12,10 +12,11 @@ from supervised import LIMIT_S
 
 from resilient.core.cadence import Every
 from resilient.errors import SettingsError
-from resilient.launch import Launch, parse, scan_run, setting_flags, worker_command, worker_environment
+from resilient.launch import Launch, Seat, parse, scan_run, setting_flags, worker_command, worker_environment
 from resilient.settings import load
 
 PYTHON = sys.executable
+SEAT = Seat(first=0, world_size=2, node=0, nodes=1, master_addr="127.0.0.1", master_port=12345, restarts=0)
 
 
 def launch(line: str, **environ: str) -> Launch:
@@ -23,9 +24,9 @@ def launch(line: str, **environ: str) -> Launch:
     return parse(line.split(), environ)
 
 
-def environment(given: Launch, rank: int = 0, **base: str) -> dict[str, str]:
+def environment(given: Launch, rank: int = 0, *, seat: Seat = SEAT, **base: str) -> dict[str, str]:
     """The environment of one worker."""
-    return worker_environment(given, rank=rank, port=12345, run_id="r", restarts=1, max_restarts=3, base=base)
+    return worker_environment(given, seat=seat, local_rank=rank, run_id="r", max_restarts=3, base=base)
 
 
 @pytest.mark.parametrize(
@@ -84,10 +85,12 @@ def test_our_flags_and_torchruns_mix() -> None:
         ("--nproc-per-node 2", "no command"),
         ("--", "no command"),
         ("--kepe 3 a.py", "did you mean --keep?"),
-        ("--nnodes 2 a.py", "--nnodes 2: this release supervises one node"),
+        ("--nnodes 2 a.py", "cannot tell which of the 2 nodes this is"),
+        ("--nnodes 2 --node-rank 1 a.py", "cannot find the other nodes"),
         ("--nnodes 1:4 a.py", "--nnodes 1:4"),
         ("--nnodes x a.py", "not a number of nodes"),
         ("--node-rank 1 a.py", "--node-rank 1"),
+        ("--nnodes 2 accelerate launch a.py", "leave --nnodes to accelerate"),
         ("--nproc-per-node 0 a.py", "not a number of workers"),
         ("--nproc-per-node xpu a.py", "not a number of workers"),
         ("--nproc-per-node -1 a.py", "--nproc-per-node -1: it is not a number of workers"),
@@ -123,8 +126,10 @@ def test_the_environment_of_torchrun_is_read_below_the_flags() -> None:
     assert (launch("a.py", **pet).nproc, launch("a.py", **pet).role_name) == (4, "trainer")
     assert launch("--nproc-per-node 2 a.py", **pet).nproc == 2
     assert launch("pkg.train", PET_MODULE="1").command[2:] == ("-m", "pkg.train")
-    with pytest.raises(SettingsError, match="--nnodes 2"):
-        launch("a.py", PET_NNODES="2")
+    several = launch("a.py", **{**pet, "PET_NNODES": "2", "PET_NODE_RANK": "1", "PET_MASTER_ADDR": "trainer-0"})
+    assert (several.nodes, several.node, several.master_addr, several.store_port) == (2, 1, "trainer-0", 29500)
+    with pytest.raises(SettingsError, match="--nnodes 2:4"):
+        launch("a.py", PET_NNODES="2:4")
 
 
 def test_the_master_is_torchruns() -> None:
@@ -136,6 +141,26 @@ def test_the_master_is_torchruns() -> None:
     assert (static.master_addr, static.master_port) == ("::1", 1234)
     assert launch("--rdzv-backend c10d --rdzv-endpoint host:29400 a.py").master_port is None
     assert launch("--standalone --master-port 1234 a.py").master_port is None
+
+
+def test_several_nodes_meet_at_a_port_of_the_first() -> None:
+    """--master-port is the supervisors'; the workers' store has another one, for every attempt."""
+    several = launch("--nnodes 3 --node-rank 2 --master-addr first --master-port 1234 a.py")
+    assert (several.nodes, several.node, several.master_addr, several.store_port) == (3, 2, "first", 1234)
+    assert several.master_port is None
+    assert launch("--nnodes 3 --master-addr first a.py", RESILIENT_INDEX="1").node == 1
+    one = launch("--nnodes 1 a.py", RESILIENT_INDEX="1")
+    assert (one.nodes, one.node) == (1, 0), "each pod of an Indexed Job may be a run of its own"
+
+
+def test_ranks_are_counted_over_all_nodes() -> None:
+    """The second of two workers on the third of four nodes, as torchrun would count it."""
+    seat = Seat(first=4, world_size=8, node=2, nodes=4, master_addr="first", master_port=4321, restarts=6)
+    given = launch("--nproc-per-node 2 --nnodes 4 --node-rank 2 --master-addr first a.py")
+    got = environment(given, rank=1, seat=seat)
+    assert (got["RANK"], got["ROLE_RANK"], got["LOCAL_RANK"], got["GROUP_RANK"]) == ("5", "5", "1", "2")
+    assert (got["WORLD_SIZE"], got["LOCAL_WORLD_SIZE"], got["GROUP_WORLD_SIZE"]) == ("8", "2", "4")
+    assert (got["MASTER_ADDR"], got["MASTER_PORT"], got["TORCHELASTIC_RESTART_COUNT"]) == ("first", "4321", "6")
 
 
 def test_the_run_id_is_torchruns() -> None:
@@ -191,8 +216,8 @@ def test_flags_given_to_us_go_before_a_nested_torchruns() -> None:
                  PET_ROLE="pet")  # fmt: skip
     assert (got.nproc, got.role_name) == (2, "in")
     assert load(flags=got.setting_flags, environ={}).settings.max_restarts == 9
-    with pytest.raises(SettingsError, match="--nnodes 2"):
-        launch("torchrun --nnodes 2 a.py")
+    nested = launch("torchrun --nnodes 2 --node-rank 1 --rdzv-endpoint first:1234 a.py")
+    assert (nested.nodes, nested.node, nested.master_addr, nested.store_port) == (2, 1, "first", 1234)
 
 
 def test_the_old_launcher_passes_the_local_rank() -> None:
@@ -252,7 +277,7 @@ def test_workers_get_the_environment_that_torchrun_gives(tmp_path: Path) -> None
     for rank in (0, 1):
         theirs = json.loads((tmp_path / f"{rank}.json").read_text())
         ours = worker_environment(
-            parse(arguments, base), rank=rank, port=1, run_id="seven", restarts=0, max_restarts=3, base=base
+            parse(arguments, base), seat=SEAT, local_rank=rank, run_id="seven", max_restarts=3, base=base
         )
         assert made_up <= theirs.keys() & ours.keys()
         assert {name: value for name, value in theirs.items() if name not in made_up | its_own} == {

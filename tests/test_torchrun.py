@@ -99,3 +99,78 @@ def test_a_switch_in_the_environment_is_a_number() -> None:
     assert torchrun.from_environment({"PET_STANDALONE": "0", "PET_MODULE": "1", "PET_ROLE": ""}) == {"module": "1"}
     with pytest.raises(SettingsError, match="PET_STANDALONE='yes'"):
         torchrun.from_environment({"PET_STANDALONE": "yes"})
+
+
+# Several nodes.
+
+
+def test_how_many_nodes_and_which() -> None:
+    """By flags, else by what Kubernetes has said; a single node needs neither."""
+    assert torchrun.nodes({}, None) == (1, 0)
+    assert torchrun.nodes({"nnodes": "1:1", "node-rank": "0"}, 5) == (1, 0)
+    assert torchrun.nodes({}, 5) == (1, 0), "each pod of an Indexed Job may be a run of its own"
+    assert torchrun.nodes({"nnodes": "4", "node-rank": "3"}, None) == (4, 3)
+    assert torchrun.nodes({"nnodes": "4:4"}, 2) == (4, 2)
+    assert torchrun.nodes({"nnodes": "4", "node-rank": "1"}, 2) == (4, 1)
+    assert torchrun.nodes({"nnodes": "1024", "node-rank": "1023"}, None) == (1024, 1023)
+
+
+@pytest.mark.parametrize(
+    ("flags", "index", "why"),
+    [
+        ({"nnodes": "x"}, None, "cannot use --nnodes x: it is not a number of nodes; leave it out for one"),
+        ({"nnodes": "2:"}, None, "cannot use --nnodes 2:: it is not a number of nodes"),
+        ({"nnodes": "-2"}, None, "cannot use --nnodes -2: it is not a number of nodes"),
+        ({"nnodes": "1:4"}, 0, "cannot use --nnodes 1:4: a run has as many nodes from its beginning to its end"),
+        ({"nnodes": "0"}, 0, "cannot use --nnodes 0: give 1 to 1024"),
+        ({"nnodes": "1025", "node-rank": "0"}, None, "cannot use --nnodes 1025: give 1 to 1024"),
+        ({"nnodes": "3"}, None, "cannot tell which of the 3 nodes this is: nobody has said it; give --node-rank"),
+        ({"nnodes": "3", "node-rank": "3"}, 0, "cannot use --node-rank 3: give 0 to 2"),
+        ({"nnodes": "3"}, 3, "cannot use --node-rank 3: give 0 to 2"),
+        ({"nnodes": "3", "node-rank": "-1"}, 0, "cannot use --node-rank -1: give 0 to 2"),
+        ({"nnodes": "3", "node-rank": "one"}, 0, "cannot use --node-rank one: give 0 to 2"),
+        ({"node-rank": "1"}, 1, "cannot use --node-rank 1: there is one node, with rank 0; leave it out"),
+    ],
+)
+def test_nodes_that_cannot_be_are_refused(flags: dict[str, str], index: int | None, why: str) -> None:
+    """With what to give instead."""
+    with pytest.raises(SettingsError) as refused:
+        torchrun.nodes(flags, index)
+    assert str(refused.value).startswith(why)
+
+
+@pytest.mark.parametrize(
+    ("flags", "where"),
+    [
+        ({"master-addr": "first"}, ("first", 29500)),
+        ({"master-addr": "first", "master-port": "1234"}, ("first", 1234)),
+        ({"rdzv-endpoint": "first:1234"}, ("first", 1234)),
+        ({"rdzv-endpoint": "first"}, ("first", 29500)),
+        ({"rdzv-endpoint": "[fd00::1]:1234", "rdzv-backend": "c10d"}, ("fd00::1", 1234)),
+        ({"rdzv-endpoint": "first:1234", "master-addr": "other", "master-port": "1"}, ("first", 1234)),
+    ],
+)
+def test_where_several_nodes_meet(flags: dict[str, str], where: tuple[str, int]) -> None:
+    """As in torchrun the endpoint goes before the master; of whatever backend, as it is none of ours."""
+    assert torchrun.meeting_point(flags) == where
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        ({"standalone": "1", "master-addr": "first"}, "cannot use --standalone with several nodes: it means one"),
+        ({}, "cannot find the other nodes: it is not said where the first one is; give --master-addr"),
+        ({"master-port": "1234"}, "cannot find the other nodes: it is not said where the first one is"),
+        ({"master-addr": "first", "master-port": "0"}, "cannot use '0' as master port: it is not a port"),
+        ({"rdzv-endpoint": "first:http"}, "cannot use 'http' as master port: it is not a port"),
+        ({"rdzv-endpoint": "first:70000"}, "cannot use '70000' as master port: it is not a port"),
+        ({"master-addr": ""}, "cannot find the other nodes"),
+        ({"rdzv-endpoint": ":1234"}, "cannot find the other nodes"),
+        ({"rdzv-endpoint": ""}, "cannot find the other nodes"),
+    ],
+)
+def test_a_meeting_point_that_is_none_is_refused(flags: dict[str, str], why: str) -> None:
+    """Before anything starts: 115, and not a wait for nobody."""
+    with pytest.raises(SettingsError) as refused:
+        torchrun.meeting_point(flags)
+    assert str(refused.value).startswith(why)
