@@ -10,6 +10,7 @@ from typing import Final
 
 from resilient.core import events as ev
 from resilient.core.collectives import MOST_GROUPS
+from resilient.launch import Seat
 from resilient.link.board import FINISHED, STEP, Board
 from resilient.link.channel import Closed
 from resilient.link.messages import Communicated, FromWorker, Hello
@@ -66,14 +67,14 @@ class Crew:
         """The group is being ended."""
         return self._ending is not None or bool(self._asked)
 
-    def start(self, *, attempt: int, launch: int) -> None:
+    def start(self, *, attempt: int, launch: int, seat: Seat) -> None:
         """Launch all workers; where the node has no room for one, that one has failed."""
         self.forget()
         scene = self._scene
         try:
             group.start(
                 scene.place, self._board, self._slots, scene.lines, scene.console.write,
-                into=self.members, launch=launch, now=time.monotonic(),
+                into=self.members, launch=launch, seat=seat, now=time.monotonic(),
             )  # fmt: skip
         except OSError as error:
             self.not_started = str(error)

@@ -40,7 +40,8 @@ class Dumps:
         """The alarm, naming the rank that holds up its peers where there is one."""
         texts = self.texts()
         frames = {rank: stacks.innermost(text) if text else None for rank, text in texts.items()}
-        rank = holding_up(frames, [rank for rank, text in texts.items() if stacks.waits_for_peers(text)])
+        waiting = [rank for rank, text in texts.items() if stacks.waits_for_peers(text)]
+        rank = holding_up(frames, waiting)
         rank = self.alarm.rank if rank is None else rank
         return Hang(
             rank=rank,
@@ -49,4 +50,5 @@ class Dumps:
             silent_s=self.alarm.silent_s,
             bound_s=self.alarm.bound_s,
             where=frames.get(rank),
+            waits=rank in waiting,
         )

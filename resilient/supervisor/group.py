@@ -15,7 +15,7 @@ from pathlib import Path
 
 from resilient.core.collectives import Collectives
 from resilient.facts import ERROR_FILE_VARIABLE, LINK_VARIABLE, STACKS_VARIABLE
-from resilient.launch import Launch, worker_command, worker_environment
+from resilient.launch import Launch, Seat, worker_command, worker_environment
 from resilient.link.board import Board
 from resilient.link.channel import Channel, send_descriptors
 from resilient.link.messages import FROM_WORKER, FromWorker, ask_path
@@ -72,10 +72,10 @@ def start(
     *,
     into: list[Member],
     launch: int,
+    seat: Seat,
     now: float,
 ) -> None:
     """Launch all workers; ``into`` gets them one by one: an ``OSError`` leaves those that were started to be ended."""
-    port = place.launch.master_port or _free_port(place.launch.master_addr)
     folder = place.scratch / f"launch-{launch}"
     with contextlib.suppress(OSError):  # on a full disk workers do without records of their errors, and train
         folder.mkdir(mode=0o700, parents=True)
@@ -83,17 +83,17 @@ def start(
         files = (folder / f"error-{rank}.json", folder / f"torchelastic-{rank}.json")
         environ = worker_environment(
             place.launch,
-            rank=rank,
-            port=port,
+            seat=seat,
+            local_rank=rank,
             run_id=place.run_id,
-            restarts=launch - 1,
             max_restarts=place.max_restarts,
             base=place.base,
             error_file=str(files[1]),
         )
         environ |= nccl.variables(folder, rank, place.base)
         environ |= {TOKEN_VARIABLE: place.token, ERROR_FILE_VARIABLE: str(files[0]), STACKS_VARIABLE: str(folder)}
-        into.append(_start_one(place, board, slots, lines, sink, rank, environ, files, now))
+        label = "" if place.terminal else f"[rank{seat.first + rank}] "
+        into.append(_start_one(place, board, slots, lines, sink, rank, label, environ, files, now))
 
 
 def _start_one(
@@ -103,6 +103,7 @@ def _start_one(
     lines: Lines,
     sink: Callable[[int, bytes], object],
     rank: int,
+    prefix: str,
     environ: dict[str, str],
     files: tuple[Path, Path],
     now: float,
@@ -130,7 +131,6 @@ def _start_one(
     finally:
         if theirs is not None:
             theirs.close()
-    prefix = "" if place.terminal else f"[rank{rank}] "
     member = Member(
         rank=rank,
         process=process,
@@ -188,11 +188,3 @@ def drain(member: Member) -> None:
 def _waiting_bytes(fd: int) -> int:
     """How much can be read from a pipe now."""
     return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
-
-
-def _free_port(address: str) -> int:
-    """A port that is free now; where somebody else takes it first the attempt fails with EADDRINUSE and is repeated."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])

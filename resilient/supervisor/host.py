@@ -26,6 +26,7 @@ from resilient.supervisor.checkpoints import Checkpoints
 from resilient.supervisor.claiming import Claiming
 from resilient.supervisor.fetching import Fetching, Outcome
 from resilient.supervisor.loop_end import LoopEnd
+from resilient.supervisor.party import OneParty, Orders
 from resilient.supervisor.tiers import Tiers
 
 SAY_AGAIN_S: Final = 300.0
@@ -54,6 +55,8 @@ class Ports:
     settled: Callable[[int], None]
     last_saved: Callable[[int, bool], None]
     """The state of a final or stopping boundary is durable, or is not."""
+    orders: Orders | None = None
+    """Where boundaries are named with other pods."""
 
 
 class Host:
@@ -64,6 +67,7 @@ class Host:
         self._ports = ports
         self.tiers = Tiers(
             board,
+            OneParty(board) if ports.orders is None else ports.orders,
             ask=lambda make, then: ports.submit(make, then),
             told=self._told,
             committed=lambda step: ports.emit(ev.Committed(step=step)),
@@ -166,19 +170,18 @@ class Host:
     @property
     def finished(self) -> int | None:
         """Steps asked of an earlier submission that finished the run."""
-        mark = self._opened.earlier if self._opened else None
-        return mark.steps if mark else None
+        return self._opened.earlier.steps if self._opened and self._opened.earlier else None
 
     def tick(self, now: float) -> None:
         """What is due by the clock."""
         self.claiming.tick(now)
         self.tiers.tick(now)
 
-    def stop(self) -> int | None:
-        """Order all ranks to one boundary; ``None`` where they are not all training."""
-        if not self.training:
-            return None
-        return self.tiers.stop(self.agreement.step)
+    def stop(self) -> bool:
+        """Order all ranks to one boundary; False where they are not all training."""
+        if self.training:
+            self.tiers.stop(self.agreement.step)
+        return self.training
 
     # The workers' side.
 
@@ -250,8 +253,7 @@ class Host:
         self._hear_heartbeat()
         if not self.agreement.hello(rank, message):
             return
-        wrong = self.agreement.contradiction()
-        if wrong is None:
+        if (wrong := self.agreement.contradiction()) is None:
             try:
                 self.effective = self._ports.resolve(self.agreement.settings())
             except SettingsError as error:

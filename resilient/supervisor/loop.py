@@ -14,15 +14,15 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Any, Final
 
 from resilient.checkpoint.requests import Opened
 from resilient.core import commands as cm
 from resilient.core import events as ev
 from resilient.core import wire
 from resilient.core.batch import dealt_alike
-from resilient.core.evidence import Hang
-from resilient.core.job import Job, Phase
+from resilient.core.exit_codes import ExitCode
+from resilient.core.job import Job
 from resilient.core.machine import advance, begin
 from resilient.core.pod_report import Report
 from resilient.core.skipping import Skipping
@@ -30,22 +30,23 @@ from resilient.link.board import Board
 from resilient.preflight.at_start import Preflight
 from resilient.supervisor import telling, watching
 from resilient.supervisor.adopting import Adopting
+from resilient.supervisor.callers import Callers
 from resilient.supervisor.crew import Crew
 from resilient.supervisor.host import Host, Ports
+from resilient.supervisor.joining import join
+from resilient.supervisor.lookout import Lookout
 from resilient.supervisor.opening import first_job, learned
+from resilient.supervisor.pods import Wiring
 from resilient.supervisor.processes import reap_orphans
 from resilient.supervisor.recording import Recording
 from resilient.supervisor.runnable import cannot_run
 from resilient.supervisor.scene import Scene
-from resilient.supervisor.sentry import Sentry
 from resilient.supervisor.shipping import Shipping
 from resilient.supervisor.store_link import StoreLink
 from resilient.supervisor.timers import Timers
 from resilient.supervisor.witnesses import Witnesses
 
 TICK_S: Final = 0.1
-PROGRESS_S: Final = 5.0
-"""How often progress is an event of its own; before every other event it is brought up to date."""
 SAMPLE_S: Final = 10.0
 SHIP_S: Final = 30.0
 
@@ -65,9 +66,10 @@ class Supervisor:
         )
         self._slots = scene.make_slots(self._adopting.in_memory)
         self.job = first_job(scene)
+        first = scene.launch.node * scene.launch.nproc
         self._store = StoreLink(
             scene.identity(),
-            self._slots,
+            {first + rank: fds for rank, fds in self._slots.items()},
             token=scene.place.token,
             environ=scene.saver_environ,
             watch=self._add,
@@ -84,21 +86,25 @@ class Supervisor:
             unwatch=self._remove,
             after=self._timers.after,
             emit=self._on_crew,
-            heard=lambda rank, message: self._host.message(rank, message, time.monotonic()),
+            heard=lambda rank, message: self._pods.said(rank, message),
         )
-        self._host = Host(self._board, self._ports())
-        self._sentry = Sentry(
-            self._board,
-            journal=scene.write,
-            say=scene.say,
-            found=self._on_hang,
+        self._pods = join(scene, self._wiring())
+        self._host = Host(self._pods.board, self._ports())
+        self._callers = Callers(
+            scene,
+            self._emit,
+            children=self._reap,
+            save=self._save_soon,
+            pause=self._crew.pause,
+            is_leaving=lambda: self.job.leave_by is not None,
         )
+        self._lookout = Lookout(
+            scene, self._board, self._crew, self._pods, self._host, tick_s=TICK_S, job=lambda: self.job,
+            advanced=self._queue.append,
+        )  # fmt: skip
         self._witnesses = Witnesses(scene, self._emit, watch=self._add, unwatch=self._remove, after=self._timers.after)
         self._preflight = Preflight(scene, self._emit, watch=self._add, unwatch=self._remove, after=self._timers.after)
-        self._hang: Hang | None = None
         self._deadline: float | None = None
-        self._progress_at = 0.0
-        self._first_step_of = 0
         self._shipping = Shipping(scene, self._store, lambda: self._board.inherited_bytes)
         self._recording = Recording(scene, self._store, self._emit)
         self.last: cm.Announce | None = None
@@ -108,9 +114,7 @@ class Supervisor:
 
     def run(self) -> cm.Exit:
         """Supervise until there is an exit."""
-        self._add(self._scene.signals.fileno(), self._on_signals)
-        self._add(self._scene.control.fileno(), self._on_control)
-        self._add(self._scene.console.fileno(), self._on_console)
+        self._callers.watch(self._add)
         self._timers.every("tick", TICK_S, self._tick)
         self._timers.every("sample", SAMPLE_S, self._sample)
         self._timers.every("ship", SHIP_S, self._shipping.ship)
@@ -141,6 +145,7 @@ class Supervisor:
 
     def close(self) -> None:
         """End the saver, once it has done what it was asked, and let go of everything."""
+        self._pods.close(self.exit, self._scene.seconds_left(self.job))
         self._crew.close()
         self._preflight.close()
         self._shipping.ship_rest(self._scene.seconds_left(self.job))
@@ -166,41 +171,23 @@ class Supervisor:
     def _take(self, job: Job, commands: tuple[cm.Command, ...]) -> None:
         self.job = job
         for command in commands:
-            self._perform(command)
+            _PERFORM[type(command)](self, command)
 
     def _emit(self, event: ev.Event) -> None:
         if not isinstance(event, (ev.Advanced, ev.Committed, ev.HeartbeatOpened)):
-            self._tell_progress()
+            self._lookout.tell_progress()
         self._queue.append(event)
         if isinstance(event, ev.LeaveAsked):
+            self._pods.leaving(event.by, self._scene.settings.grace if event.within_s is None else event.within_s)
             self._witnesses.leaving()
-
-    def _perform(self, command: cm.Command) -> None:
-        match command:
-            case cm.Examine():
-                self._preflight.examine(suspect=command.suspect)
-            case cm.StartWorkers():
-                self._start_workers(command)
-            case cm.EndGroup():
-                self._end_group(command.grace_s)
-            case cm.SetDeadline():
-                self._deadline = command.at
-            case cm.ClearDeadline():
-                self._deadline = None
-            case cm.NumberAttempt() | cm.SkipBatch():
-                self._tell_host(command)
-            case cm.RecordDebit() | cm.RecordFinished():
-                self._record(command)
-            case cm.Announce():
-                self._announce(command)
-            case cm.Exit():
-                self.exit = command
-            case _:
-                _PLAIN[type(command)](self)
+        if isinstance(event, ev.Committed) and not self.job.terms.follows:
+            self._pods.committed(event.step)
+        if isinstance(event, ev.Dismissed) and self._pods.verdict is not None:
+            self.last = cm.Announce(text=event.decision.why, verdict=self._pods.verdict, do=event.decision.do)
 
     def _tell_host(self, command: cm.NumberAttempt | cm.SkipBatch) -> None:
         if isinstance(command, cm.SkipBatch):
-            self._host.claiming.skip(dealt_alike(command.batch, self._board.counts()), command.why)
+            self._host.claiming.skip(dealt_alike(command.batch, self._pods.board.counts()), command.why)
         else:
             self._host.number(command.attempt)
 
@@ -210,6 +197,7 @@ class Supervisor:
             self._scene.remember(command.verdict, self.job.ledger)
             self.tell(telling.of_verdict(self._scene, self.job, command))
         self._scene.say(command.text)
+        self._pods.announce(command.text)
         self._shipping.ship()
 
     # Time.
@@ -226,30 +214,9 @@ class Supervisor:
     def _tick(self) -> None:
         now = time.monotonic()
         if self._crew.members and not self._crew.ending:
-            self._look(now)
+            self._lookout.look(now)
         self._host.tick(now)
-
-    def _look(self, now: float) -> None:
-        """Read all rows of the board: progress, and silence."""
-        done = watching.completed(self._board)
-        if now - self._progress_at >= PROGRESS_S or (done and not self.job.ledger.highest_step):
-            self._progress_at = now
-            self._tell_progress()
-        if self._host.training and done > self._host.agreement.step and self._first_step_of != self.job.launch:
-            self._first_step_of = self.job.launch
-            self._scene.journal.write("first_step", attempt=self.job.attempt, step=done)
-        if not self._scene.terminal:  # somebody may be at a debugger's prompt
-            self._sentry.look(self._crew.live, self._host.phases, self._scene.bounds(TICK_S), now)
-
-    def _on_hang(self, hang: Hang) -> None:
-        if not self._crew.ending and self.job.phase is Phase.RUNNING:
-            self._hang = hang
-            self._emit(ev.HangFound(hang=hang))
-
-    def _tell_progress(self) -> None:
-        done = watching.completed(self._board) if self._crew.members else 0
-        if done > self.job.ledger.highest_step:
-            self._queue.append(ev.Advanced(step=done))
+        self._pods.tick()
 
     def _sample(self) -> None:
         self._shipping.sample()
@@ -259,23 +226,45 @@ class Supervisor:
 
     def _ports(self) -> Ports:
         return Ports(
-            send=self._crew.send,
-            submit=self._store.submit,
+            send=self._pods.tell,
+            submit=self._pods.submit,
             emit=self._emit,
             journal=self._scene.write,
-            resolve=self._scene.resolve,
+            resolve=self._pods.resolve,
             now=time.monotonic,
             usage=lambda: self.job.ledger.usage(time.monotonic()),
             say=self._scene.say,
-            give_back=self._scene.give_back,
+            give_back=self._pods.give_back,
             settled=self._on_settled,
             last_saved=lambda step, ok: None,
+            orders=self._pods.orders,
         )
 
-    def _settle(self) -> None:
-        self._host.tiers.saving.settle(time.monotonic())
+    def _wiring(self) -> Wiring:
+        return Wiring(
+            emit=self._emit,
+            say=self._scene.say,
+            journal=self._scene.journal.write,
+            watch=self._add,
+            unwatch=self._remove,
+            after=self._timers.after,
+            board=self._board,
+            tell=self._crew.send,
+            wake=lambda: self._crew.signal(signal.SIGTERM),
+            heard=lambda rank, message: self._host.message(rank, message, time.monotonic()),
+            ended=lambda rank: self._host.loop_end.left(rank),
+            submit=self._store.submit,
+            settle=lambda: self._host.tiers.saving.settle(time.monotonic()),
+            give_back=self._scene.give_back,
+            resolve=self._scene.resolve,
+            is_outside=lambda: watching.someone_outside(self._board, self._crew.live),
+        )
 
-    def _open_store(self) -> None:
+    def _settle(self, command: cm.Command) -> None:
+        if not self._pods.settle(self._on_settled):
+            self._host.tiers.saving.settle(time.monotonic())
+
+    def _open_store(self, command: cm.Command) -> None:
         settings = self._scene.settings
         if settings.checkpoints is None:
             raise AssertionError("a store is opened that nobody named")
@@ -283,16 +272,22 @@ class Supervisor:
         self._store.open(settings, fresh=settings.fresh, until=until, then=self._on_open)
 
     def _on_settled(self, durable_step: int) -> None:
-        reached = max(watching.completed(self._board), self._host.agreement.step) if self._host.training else None
-        self._emit(ev.SaveSettled(durable_step=durable_step, reached_step=reached))
+        if self.job.ending is None or self.job.ending.code != ExitCode.FINISHED:  # else all are told of that
+            self._pods.settled(durable_step)
+        reached = watching.completed(self._pods.board)
+        trained = self._host.training or (self.job.terms.follows and reached > 0)
+        reached_step = max(reached, self._host.agreement.step) if trained else None
+        self._emit(ev.SaveSettled(durable_step=durable_step, reached_step=reached_step))
 
     def _on_open(self, answer: Opened | ev.OpenFailed) -> None:
         if isinstance(answer, ev.OpenFailed):
             self._emit(answer)
             return
-        answer = self._adopting.judge(answer, self._host.adopt)
+        if not self.job.terms.follows:
+            answer = self._adopting.judge(answer, self._host.adopt)
         opened = learned(self._scene, answer)
-        self._host.opened(answer, self._scene.settings.store_patience)
+        if not self.job.terms.follows:  # what is resumed from is for pod 0 to say
+            self._host.opened(answer, self._scene.settings.store_patience)
         self._emit(opened)
 
     def _record(self, command: cm.RecordDebit | cm.RecordFinished) -> None:
@@ -314,36 +309,17 @@ class Supervisor:
             with contextlib.suppress(KeyError):
                 self._selector.unregister(fd)
 
-    def _on_signals(self) -> None:
-        for number in self._scene.signals.read():
-            if number == signal.SIGCHLD:
-                self._reap()
-            elif number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
-                again = number == signal.SIGINT and self.job.leave_by is not None
-                self._emit(ev.LeaveAsked(by=signal.Signals(number).name, urgent=again))
-
     def _reap(self) -> None:
         self._crew.look_for_exits()
         known = {member.process.pid for member in self._crew.members}
-        ours = (self._store.saver_pid, *self._witnesses.pids, *self._preflight.pids)
+        ours = (self._store.saver_pid, *self._witnesses.pids, *self._preflight.pids, *self._pods.pids)
         reap_orphans(known | {pid for pid in ours if pid is not None})
 
-    def _on_control(self) -> None:
-        request = self._scene.control.accept()
-        if request is None:
-            return
-        if request.verb == "stop":
-            request.reply("all workers finish one common step, save there and leave")
-            self._emit(ev.LeaveAsked(by="resilient stop"))
-        elif self._host.training and self._host.wants_store:
+    def _save_soon(self) -> bool:
+        may = self._host.training and self._host.wants_store
+        if may:
             self._host.tiers.save_soon()
-            request.reply("a checkpoint is taken at the next common step")
-        else:
-            request.reply("cannot save: no worker trains under a checkpoint URL yet; try again later")
-
-    def _on_console(self) -> None:
-        self._scene.console.acknowledge()
-        self._crew.pause(self._scene.console.full)
+        return may
 
     # Workers.
 
@@ -352,47 +328,73 @@ class Supervisor:
         if wrong is not None:
             self._emit(wrong)
             return
-        self._sentry.restarted()
-        self._hang = None
+        self._lookout.restarted()
         self._witnesses.begin()
         numbered = self._store.opened is not None or not self.job.has_store
         self._host.launched(command.attempt, numbered=numbered)
-        self._crew.start(attempt=command.attempt, launch=command.launch)
+        self._crew.start(attempt=command.attempt, launch=command.launch, seat=self._pods.seat(command))
         self._shipping.ship()  # should it be killed soon, whoever comes next can tell that it was there
 
     def _on_crew(self, event: ev.Event) -> None:
         if isinstance(event, ev.WorkerEnded) and event.clean:
             self._host.loop_end.left(event.rank)
-        if isinstance(event, ev.GroupEnded) and (done := watching.completed(self._board)):  # also steps made again
+        if isinstance(event, ev.GroupEnded) and (done := watching.completed(self._pods.board)):  # also steps made again
             self._scene.journal.write("reached", attempt=self.job.attempt, step=done)
-        self._emit(event)
+        heard = self._pods.local(event)
+        if heard is not None:
+            self._emit(heard)
 
-    def _order_stop(self) -> None:
+    def _order_stop(self, command: cm.Command) -> None:
         if self._host.loop_end.begun:
             return  # what follows the loop gets the time to end by itself: the work is done all the same
-        if self._host.stop() is None:
+        if self.job.terms.follows and self.job.ledger.steps_known:
+            return  # pod 0 names the boundary, at which it has them woken
+        if not self._host.stop():
             self._host.tiers.end()  # somebody does not train yet, or never will: nothing to wait for
+            self._pods.end(self.job.terms.stop_grace_s)
         self._crew.signal(signal.SIGTERM)  # under an order it only wakes them
 
-    def _end_group(self, grace_s: float) -> None:
+    def _end_group(self, command: cm.EndGroup) -> None:
         self._host.tiers.end()
+        self._pods.end(command.grace_s)
         is_fault = self.job.ending is None and self.job.leave_by is None
-        self._crew.end(grace_s, ask=is_fault)
+        self._crew.end(command.grace_s, ask=is_fault)
 
-    def _collect(self) -> None:
+    def _collect(self, command: cm.Command) -> None:
         past = tuple(self._scene.past)
         skipping = Skipping(allowed=self._scene.settings.skip_bad_batches, skipped=self._host.claiming.skipped)
         self._witnesses.gather(
             self._crew.members, self._board,
-            lambda found: self._emit(ev.Collected(evidence=found, past=past, skipping=skipping)),
-            hang=self._hang, not_started=self._crew.not_started,
+            lambda seen: self._emit(ev.Collected(evidence=self._pods.together(seen), past=past, skipping=skipping)),
+            hang=self._lookout.hang, not_started=self._crew.not_started,
         )  # fmt: skip
 
 
-_PLAIN: Final[Mapping[type[cm.Command], Callable[[Supervisor], None]]] = {
+def _set_deadline(self: Supervisor, command: cm.SetDeadline | cm.ClearDeadline) -> None:
+    self._deadline = command.at if isinstance(command, cm.SetDeadline) else None
+
+
+def _exit(self: Supervisor, command: cm.Exit) -> None:
+    self.exit = command
+
+
+_PERFORM: Final[Mapping[type[cm.Command], Callable[[Supervisor, Any], None]]] = {
     cm.OpenStore: Supervisor._open_store,
+    cm.Examine: lambda self, command: self._preflight.examine(suspect=command.suspect),
+    cm.Assemble: lambda self, command: self._pods.assemble(),
+    cm.StartWorkers: Supervisor._start_workers,
+    cm.NumberAttempt: Supervisor._tell_host,
     cm.OrderStop: Supervisor._order_stop,
+    cm.EndGroup: Supervisor._end_group,
     cm.CollectEvidence: Supervisor._collect,
+    cm.Testify: lambda self, command: self._pods.testify(command.evidence),
+    cm.Dismiss: lambda self, command: self._pods.dismiss(command, self.last.verdict if self.last else None),
+    cm.SetDeadline: _set_deadline,
+    cm.ClearDeadline: _set_deadline,
     cm.Settle: Supervisor._settle,
+    cm.SkipBatch: Supervisor._tell_host,
+    cm.RecordDebit: Supervisor._record,
+    cm.RecordFinished: Supervisor._record,
+    cm.Announce: Supervisor._announce,
+    cm.Exit: _exit,
 }
-"""Commands that say nothing but their name."""

@@ -27,7 +27,7 @@ def first_job(scene: Scene) -> Job:
     guess = 0 if debits or has_store else refusals_by_counter(platform.in_kubernetes, platform.ignored_count)
     return Job(
         terms=scene.terms(),
-        ranks=scene.launch.nproc,
+        ranks=scene.launch.nproc * (scene.launch.nodes if scene.launch.node == 0 else 1),
         rules=scene.rules,
         ledger=scene.first_ledger(debits),
         refusals=guess or refusals_in_a_row(debits),
@@ -43,6 +43,7 @@ def learned(scene: Scene, answer: Opened) -> ev.Opened:
     for note in (*answer.notes, *aside):
         scene.say(note)
     debits = scene.on_record(answer.debits)
+    mark = answer.earlier
     _tell_before(scene, answer)
     return ev.Opened(
         next_attempt=answer.next_attempt,
@@ -51,6 +52,7 @@ def learned(scene: Scene, answer: Opened) -> ev.Opened:
         set_aside=aside,
         usage=answer.usage,
         debits=debits,
+        finished_step=mark.reached if mark is not None and mark.submission == scene.submission else None,
         denials=in_force(map(deny_list.denial_of, answer.denials), wall_s=time.time(), pods=scene.terms().pods),
     )
 

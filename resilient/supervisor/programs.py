@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Generic, TypeVar
 
-from resilient.link.channel import Channel, Closed
+from resilient.link.channel import LINE_LIMIT, Channel, Closed
 
 KILL_WAIT_S: Final = 0.5
 T = TypeVar("T")
@@ -62,8 +62,10 @@ class Source(Generic[T]):
         ended: Callable[[str], None],
         watch: Callable[[int, Callable[[], None]], None],
         unwatch: Callable[[int], None],
+        limit: int = LINE_LIMIT,
     ) -> None:
-        """``kinds`` are the messages that it may send; ``ended`` is told why there will be no more, and closes it."""
+        """``kinds`` are the messages that it may send, of up to ``limit`` bytes each; ``ended`` is told why there will
+        be no more, and closes it."""
         self._module = module
         self._kinds = kinds
         self._environ = environ
@@ -71,6 +73,7 @@ class Source(Generic[T]):
         self._ended = ended
         self._watch = watch
         self._unwatch = unwatch
+        self._limit = limit
         self._process: subprocess.Popen[bytes] | None = None
         self.channel: Channel[T] | None = None
 
@@ -82,7 +85,7 @@ class Source(Generic[T]):
     def start(self, *arguments: str) -> None:
         """Start it; ``OSError`` means that the node has no room for it now."""
         self._process, ours = start(self._module, arguments, self._environ)
-        self.channel = Channel(ours, self._kinds)
+        self.channel = Channel(ours, self._kinds, limit=self._limit)
         self._watch(ours.fileno(), self.read)
 
     def read(self) -> None:
@@ -97,12 +100,23 @@ class Source(Generic[T]):
         for message in messages:
             self._heard(message)
 
-    def close(self) -> None:
-        """End it; one that the kernel holds is left to it."""
+    def leave(self, patience_s: float) -> None:
+        """Let it end by itself, now that nobody hears it any more; in that time."""
+        self._disconnect()
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(patience_s)
+        self.close()
+
+    def _disconnect(self) -> None:
         if self.channel is not None:
             self._unwatch(self.channel.fileno())
             self.channel.close()
             self.channel = None
+
+    def close(self) -> None:
+        """End it; one that the kernel holds is left to it."""
+        self._disconnect()
         if self._process is not None:
             kill(self._process, KILL_WAIT_S)
             self._process = None

@@ -25,7 +25,8 @@ from resilient.core.events import Debit
 from resilient.core.evidence import Past
 from resilient.core.hangs import Bounds
 from resilient.core.job import Job
-from resilient.core.policy import Ledger, Terms, opening_ledger
+from resilient.core.ledger import Ledger, opening_ledger
+from resilient.core.policy import Terms
 from resilient.core.redact import Redactor, clean_argv, clean_url, secrets_of, secrets_of_argv
 from resilient.core.rule import Rule
 from resilient.core.rules import RULES
@@ -101,6 +102,9 @@ class Scene:
             counters_bound=bound,
             observe=settings.observe,
             node=platform.node,
+            pods=self.launch.nodes,
+            pod=self.launch.node,
+            pod_patience_s=settings.pod_patience,
             on_code_fault=settings.on_code_fault,
             max_restarts=settings.max_restarts,
             max_time_without_progress_s=settings.max_time_without_progress,
@@ -141,7 +145,7 @@ class Scene:
     def remember(self, verdict: Verdict, ledger: Ledger) -> None:
         """A fault of this supervisor's workers, for the verdict on the next one."""
         reached = ledger.highest_step if ledger.steps_known else None
-        self.past.append(history.remember(verdict, node=self.platform.node, reached=reached))
+        self.past.append(history.remember(verdict, node=verdict.node or self.platform.node, reached=reached))
         del self.past[: -history.KEPT]
 
     def bounds(self, tick_s: float) -> Bounds:
@@ -158,10 +162,11 @@ class Scene:
         """Who opens the run."""
         return Identity(
             submission=self.submission,
-            index=self.platform.index or 0,
+            index=self.launch.node if self.platform.index is None else self.platform.index,
             pod=self.pod,
             journal=str(self.journal_dir.absolute()),
             in_kubernetes=self.platform.in_kubernetes,
+            is_guest=self.launch.node > 0,
         )
 
     def resolve(self, run: Mapping[str, str]) -> Effective:
@@ -245,7 +250,7 @@ def set_up(launch: Launch, environ: Mapping[str, str]) -> Scene:
         terminal=terminal,
         max_restarts=Terms().restarts_between_commits if restarts is None else restarts,
     )
-    volume = _volume(effective.settings, platform)
+    volume = _volume(effective.settings, platform) if launch.nodes == 1 else None
     scene = Scene(
         launch=launch,
         variables=environ,
@@ -269,6 +274,8 @@ def set_up(launch: Launch, environ: Mapping[str, str]) -> Scene:
     )
     _write_start(scene)
     _warn_of_disk(scene)
+    if launch.nodes > 1 and effective.settings.snapshots is not None:
+        scene.say("snapshots of several pods do not outlive their containers: --snapshots has no effect")
     left = descendants.end_leftovers(run, grace_s=LEFTOVER_GRACE_S)
     if left:
         scene.say(f"ended {left} processes of this run, whose supervisor had been killed")
@@ -338,6 +345,8 @@ def _write_start(scene: Scene) -> None:
         pid=os.getpid(),
         command=list(clean_argv(scene.launch.command)),
         ranks=scene.launch.nproc,
+        nodes=scene.launch.nodes,
+        node_rank=scene.launch.node,
         checkpoints=None if checkpoints is None else clean_url(checkpoints),
         version=version(),
         settings={name: scene.effective.text(name) for name in scene.effective.origins},

@@ -24,11 +24,14 @@ class Sentry:
         journal: Callable[[str, Mapping[str, object]], None],
         say: Callable[[str], None],
         found: Callable[[Hang], None],
+        first: int = 0,
     ) -> None:
+        """``first`` is the rank in the run of the first worker here, for what people are told."""
         self._board = board
         self._journal = journal
         self._say = say
         self._found = found
+        self._first = first
         self._watch = hangs.Watch()
         self._dumps: Dumps | None = None
         self._looked_at: float | None = None
@@ -37,15 +40,26 @@ class Sentry:
         """New workers: what was learned of the run stays."""
         self._watch, self._dumps, self._looked_at = self._watch.restarted(), None, None
 
-    def look(self, live: Sequence[Member], phases: Mapping[int, Mapping[int, str]], bounds: Bounds, now: float) -> None:
-        """Read all rows; a silence beyond its bound has all stacks taken, then is told."""
+    def look(
+        self,
+        live: Sequence[Member],
+        phases: Mapping[int, Mapping[int, str]],
+        bounds: Bounds,
+        now: float,
+        *,
+        outside: bool = False,
+    ) -> None:
+        """Read all rows; a silence beyond its bound has all stacks taken, then is told.
+
+        ``outside``: so is a worker of another pod, which those of this one may wait for.
+        """
         readings = {
             member.rank: watching.reading(self._board.pulse(member.rank), phases.get(member.rank, {}))
             for member in live
         }
         elapsed_s = 0.0 if self._looked_at is None else now - self._looked_at
         self._looked_at = now
-        self._watch, alarm = hangs.tick(self._watch, readings, elapsed_s, bounds)
+        self._watch, alarm = hangs.tick(self._watch, readings, elapsed_s, bounds, outside=outside)
         if alarm is not None and self._dumps is None:
             self._dumps = Dumps(alarm, live, now)
         if self._dumps is not None and self._dumps.done(now):
@@ -59,4 +73,5 @@ class Sentry:
         if dumps.alarm.fatal:
             self._found(hang)
         else:
-            self._say(f"rank {hang.rank} has stood still for {hang.silent_s:.0f} s, at {hang.where or 'unknown'}")
+            rank, where = self._first + hang.rank, hang.where or "unknown"
+            self._say(f"rank {rank} has stood still for {hang.silent_s:.0f} s, at {where}")

@@ -131,8 +131,9 @@ class Keeper:
             and not self._host.loop_end.begun
             and any(self._board.words[row_base(i) + TERM] for i in range(self._ranks))
         ):
-            self._stopping = self._host.stop()
-            if self._stopping is None and self._host.effective is None:
+            if self._host.stop():
+                self._stopping = self._host.tiers.stopping
+            elif self._host.effective is None:
                 self._host.tiers.end()
 
     def _ports(self) -> Ports:

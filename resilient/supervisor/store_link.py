@@ -43,6 +43,8 @@ class Identity:
     pod: str
     journal: str
     in_kubernetes: bool
+    is_guest: bool = False
+    """Another pod holds the run."""
 
 
 class StoreLink:
@@ -144,6 +146,7 @@ class StoreLink:
                 index=identity.index,
                 pod=identity.pod,
                 in_kubernetes=identity.in_kubernetes,
+                guest=identity.is_guest,
                 host=socket.gethostname(),
                 pid=os.getpid(),
                 journal=identity.journal,

@@ -30,7 +30,7 @@ def line(scene: Scene, job: Job, verdict: Verdict | None, why: str, do: str, *, 
         step=job.ledger.highest_step,
         rank=verdict.culprit if verdict else None,
         rule=verdict.rule if verdict else None,
-        node=scene.platform.node,
+        node=(verdict.node if verdict else None) or scene.platform.node,
         device=verdict.device.short if verdict and verdict.device else None,
         journal=str(scene.journal_dir),
     )

@@ -21,7 +21,7 @@ from resilient.core.cadence import NEVER, Cadence, target, wants_store
 from resilient.link.board import NONE, SPILL, Board
 from resilient.link.messages import Copied, NotTaken, Taken
 from resilient.supervisor.agreement import MEMORY, Candidate
-from resilient.supervisor.party import NO_SNAPSHOT, Party
+from resilient.supervisor.party import NO_SNAPSHOT, Orders
 from resilient.supervisor.saving import Ask, Saving
 from resilient.supervisor.slots import Slots, Whole
 
@@ -53,6 +53,7 @@ class Tiers:
     def __init__(
         self,
         board: Board,
+        orders: Orders,
         *,
         ask: Ask,
         told: Callable[[str, dict[str, object]], None],
@@ -60,7 +61,7 @@ class Tiers:
         settled: Callable[[int], None],
     ) -> None:
         self._board = board
-        self._party = Party(board)
+        self._orders = orders
         self.slots = Slots(board)
         self._told = told
         self._committed = committed
@@ -68,6 +69,8 @@ class Tiers:
         self.cadence: Cadence | None = None
         self.attempt = 0
         self._order: _Order | None = None
+        self._naming = False
+        """A boundary is being agreed on."""
         self._stop: int | None = None
         self._final: tuple[int, Callable[[int | None], None]] | None = None
         self._asked = False
@@ -78,7 +81,8 @@ class Tiers:
 
     def start(self, attempt: int, cadence: Cadence | None) -> None:
         """New workers: nothing is ordered; what is whole stays."""
-        self._board.clear_orders()
+        self._orders.forget()
+        self._naming = False
         self.attempt, self.cadence = attempt, cadence
         self._stop = self._final = None
         self._forget_order()
@@ -103,7 +107,7 @@ class Tiers:
             self._offer_final()
         elif self._stop is not None:
             self._offer_stop()
-        elif self.cadence is not None:
+        elif self.cadence is not None and not self._naming:
             self._order_next(self.cadence, now)
         self.saving.tick(now)
 
@@ -127,10 +131,14 @@ class Tiers:
                 return order.step  # somebody has passed it already
             return self._target(cadence, highest, now)
 
-        step = self._party.snapshot(choose, slot)
-        if order is None or step != order.step:
-            self._order = None if step is None else _Order(step, slot, saved=self._asked)
-            self._asked = False
+        def named(step: int | None) -> None:
+            self._naming = False
+            if order is None or step != order.step:
+                self._order = None if step is None else _Order(step, slot, saved=self._asked)
+                self._asked = False
+
+        self._naming = True
+        self._orders.snapshot(choose, slot, named)
 
     def _target(self, cadence: Cadence, entered: int, now: float) -> int | None:
         reachable = max(entered, self._floor + 1)
@@ -142,18 +150,25 @@ class Tiers:
 
     def end(self) -> None:
         """The group is being ended: SIGTERM means leave now."""
-        self._party.end()
+        self._orders.end()
 
     # The last boundary.
 
-    def stop(self, lowest: int) -> int:
-        """Have all ranks leave together; returns the step after which they do."""
-        entered = min(self._board.pulse(index).entered for index in range(self._board.rows))
-        if self._order is not None and entered <= self._order.step:
-            self._forget_order()  # not every rank will come to its boundary; else it ends first
-        self._stop = self._party.stop(lowest, NONE)
-        self._offer_stop()
-        return self._stop
+    def stop(self, lowest: int) -> None:
+        """Have all ranks leave together, after a step that all can reach."""
+
+        def named(step: int) -> None:
+            self._naming = False
+            entered = min(self._board.pulse(index).entered for index in range(self._board.rows))
+            if self._order is not None and entered <= self._order.step + 1:
+                # Not every rank will take it: one that has published the step behind its boundary may still wait at
+                # that one, and now finds this stop instead. Else it ends first.
+                self._forget_order()
+            self._stop = step
+            self._offer_stop()
+
+        self._naming = True
+        self._orders.stop(lowest, NONE, named)
 
     def _offer_stop(self) -> None:
         if self._order is not None or self._stop is None:
@@ -161,17 +176,22 @@ class Tiers:
         newest = self.slots.newest
         is_there = newest is not None and (newest.attempt, newest.step) == (self.attempt, self._stop)
         if is_there or self.cadence is None or not self.cadence.has_store:
-            self._party.give_slot(NO_SNAPSHOT)
+            self._orders.give_slot(NO_SNAPSHOT)
             self._order = _Order(self._stop, NO_SNAPSHOT, last=True)
             return
         slot = self.slots.for_last()
         if slot is not None:
             self._order = _Order(self._stop, slot, last=True)
-            self._party.give_slot(slot)
+            self._orders.give_slot(slot)
+
+    @property
+    def stopping(self) -> int | None:
+        """The step after which all leave, once that is named."""
+        return self._stop
 
     def finish(self, step: int, answer: Callable[[int | None], None]) -> None:
         """All ranks have done their last step; ``answer`` tells them where the last state goes."""
-        self._party.clear()
+        self._orders.clear()
         self._forget_order()
         self._final = (step, answer)
         self._offer_final()
@@ -245,7 +265,7 @@ class Tiers:
         if not order.last:
             self._order = None
             if self._stop is None:
-                self._party.clear()
+                self._orders.clear()
         stalls = [stall for stall in order.answered.values() if stall is not None]
         newest = self.slots.newest
         if len(stalls) < self._board.rows or newest is None or (newest.step, newest.slot) != (step, slot):
@@ -260,7 +280,7 @@ class Tiers:
         if not self.saving.judge() and saving:
             self.saving.want(newest)
         self.saving.save_next(now, at_once=order.last)
-        if self.cadence is not None and not order.last and self._stop is None:
+        if self.cadence is not None and not order.last and self._stop is None and not self._naming:
             self._order_next(self.cadence, now)
 
     def _show_cadence(self, cadence: Cadence) -> None:

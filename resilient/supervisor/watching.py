@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from resilient.core.evidence import Place
 from resilient.core.hangs import Reading
 from resilient.link.board import FINISHED, PHASE, STEP, Board, Pulse
+from resilient.supervisor.group import Member
 
 
 def reading(pulse: Pulse, phases: Mapping[int, str]) -> Reading:
@@ -33,6 +34,12 @@ def phase(pulse: Pulse, phases: Mapping[int, str]) -> str | None:
     """Name of the phase that it is in."""
     number = pulse.place - PHASE
     return phases.get(number, f"phase {number}") if number >= 0 else None
+
+
+def someone_outside(board: Board, live: Sequence[Member]) -> bool:
+    """Whether a worker that lives is outside of a step, where others may wait for it inside one."""
+    pulses = [board.pulse(member.rank) for member in live]
+    return any(pulse.opened and place(pulse) is not Place.STEP for pulse in pulses)
 
 
 def completed(board: Board) -> int:

@@ -138,8 +138,6 @@ def _write(asked: argparse.Namespace, command: tuple[str, ...], argv: Sequence[s
     print(text, end="")
     for line in _patched_wrong(text) if patches else ():
         print(f"resilient: {line}", file=sys.stderr)
-    if submission.pods > 1:
-        print(f"resilient: {writing.SEVERAL_PODS}", file=sys.stderr)
     if secrets_of_argv(command):
         print(f"resilient: {_SECRET}", file=sys.stderr)
     return ExitCode.FINISHED
