@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A cluster for one pod at a time: the simulator is the Job controller, this is the kubelet, and the pods are real.
+"""A cluster for one Job at a time: the simulator is its controller, this is the kubelet and the DNS, the pods are real.
 
 A container is a process group with the environment, the volumes and the termination log that its manifest asks for. It
-is started again in its pod, with the volumes that it had, where its restart rules say so. How the pod ends is told to
-the controller, which says whether another follows; its delays pass on a simulated clock.
+is started again in its pod, with the volumes that it had, where its restart rules say so. How a pod ends is told to
+the controller, which says whether another follows; its delays pass on a simulated clock. The name of the first of
+several pods leads to this machine, and its port to one that is free here.
 """
 
 from __future__ import annotations
@@ -12,17 +13,20 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import queue
 import re
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from supervised import Ended, Running, descendants, until_event
+from chaos_run import free_port
+from supervised import LIMIT_S, Ended, Running, descendants, until_event
 
 from resilient.core.kube_job import Job, JobCondition, JobSpec, Pod, PodPhase
 from resilient.core.kube_kubelet import end_containers
@@ -30,6 +34,7 @@ from resilient.core.kube_pod_failure import PodCondition
 from resilient.core.kube_simulation import BATCH_S
 from resilient.core.kube_sync import sync
 from resilient.kubernetes.documents import read
+from resilient.kubernetes.pod import PORT
 from resilient.kubernetes.simulated import find_workload
 
 DISRUPTED: Final = PodCondition(type="DisruptionTarget")
@@ -48,6 +53,7 @@ class PodEnd:
     """What is known of a pod that has ended, or of a container that is started again."""
 
     name: str
+    index: int
     node: str
     code: int | None
     ended: Ended
@@ -64,7 +70,11 @@ class Submitted:
 
     @property
     def codes(self) -> tuple[int | None, ...]:
+        """In the order in which the pods have ended."""
         return tuple(pod.code for pod in self.pods)
+
+    def of_index(self, index: int) -> tuple[PodEnd, ...]:
+        return tuple(pod for pod in self.pods if pod.index == index)
 
     @property
     def end(self) -> JobCondition:
@@ -81,13 +91,29 @@ class RunningPod:
     def __init__(self, number: int, container: int, pod: Pod, node: str, running: Running, grace_s: float) -> None:
         self.number, self.container, self.pod, self.node, self.running = number, container, pod, node, running
         self._grace_s = grace_s
-        self.deleted = self.lost = False
+        self.disrupted = self.lost = False
+
+    @property
+    def index(self) -> int:
+        assert self.pod.index is not None
+        return self.pod.index
 
     def evict(self) -> None:
         """It is deleted for a disruption, and asked to leave; returns when its supervisor knows."""
-        self.deleted = True
-        self.running.signal(signal.SIGTERM)
+        self.disrupted = True
+        self.delete()
         until_event(self.running, "LeaveAsked")
+
+    def delete(self) -> None:
+        """It is asked to leave, and killed when its grace is over."""
+        self.running.signal(signal.SIGTERM)
+        threading.Thread(target=self._kill_late, daemon=True).start()
+
+    def _kill_late(self) -> None:
+        try:
+            self.running.process.wait(self._grace_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
 
     def kill(self) -> None:
         """The OOM killer of cgroup v2: all processes of the container at once, the supervisor included."""
@@ -98,23 +124,38 @@ class RunningPod:
 
     def lose_node(self) -> None:
         """Nothing of it runs any more, and nobody is told; the Node goes, and then the pod is deleted and failed."""
-        self.deleted = self.lost = True
+        self.disrupted = self.lost = True
         self.kill()
 
-    def wait(self) -> Ended:
-        """Its end; the kubelet kills what outlives its grace."""
-        if self.deleted:
-            try:
-                self.running.process.wait(self._grace_s)
-            except subprocess.TimeoutExpired:
-                self.kill()
-        return self.running.wait()
+    def tell_end(self, ended: queue.SimpleQueue[RunningPod]) -> None:
+        """Put it there once it has ended."""
 
-    def end(self, ended: Ended) -> PodEnd:
+        def wait() -> None:
+            with contextlib.suppress(subprocess.TimeoutExpired):  # whoever waits for it has given up by then
+                self.running.process.wait(LIMIT_S)
+                ended.put(self)
+
+        threading.Thread(target=wait, daemon=True).start()
+
+    def end(self) -> PodEnd:
+        ended = self.running.wait()
         code = 128 - ended.code if ended.code < 0 else ended.code
         begun = max(at for at, entry in enumerate(ended.journal) if entry["kind"] == "start")
         ended = dataclasses.replace(ended, journal=ended.journal[begun:])  # what lies before is an earlier container's
-        return PodEnd(name=self.pod.name, node=self.node, code=LOST if self.lost else code, ended=ended)
+        return PodEnd(
+            name=self.pod.name, index=self.index, node=self.node, code=LOST if self.lost else code, ended=ended
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """One submission."""
+
+    uid: str
+    name: str
+    template: Any
+    port: int
+    """Where the first of several pods is met."""
 
 
 class Script(Protocol):
@@ -124,7 +165,7 @@ class Script(Protocol):
         """A container of a pod is about to start."""
 
     def during(self, pod: RunningPod) -> None:
-        """It has started, and nobody waits for its end before this returns."""
+        """It has started, and nobody waits for any pod's end before this returns."""
 
 
 class Cluster:
@@ -143,59 +184,65 @@ class Cluster:
         self._uids = (f"job-uid-{number}" for number in itertools.count(1))
 
     def submit(self, manifest: str, script: Script) -> Submitted:
-        """Create the Job and run its pods, one after the other, until it is Complete or Failed."""
-        (document,) = read(manifest, "the manifest")
-        spec = find_workload([document]).spec
+        """Create the Job and run its pods until it is Complete or Failed."""
+        documents = read(manifest, "the manifest")
+        spec = find_workload(documents).spec
         assert isinstance(spec, JobSpec)
-        template = document.data["spec"]["template"]["spec"]
-        job, uid, now_s, ends = Job(spec=spec), next(self._uids), 0.0, list[PodEnd]()
-        while job.end is None:
-            done = sync(job, now_s)
-            job = done.job
-            now_s += max(BATCH_S, done.wake_in_s or 0.0)
-            for pod in done.created:
+        (template,) = (one.data["spec"]["template"]["spec"] for one in documents if one.data["kind"] == "Job")
+        asked = _Asked(uid=next(self._uids), name=spec.name, template=template, port=free_port())
+        job, now_s, ends = Job(spec=spec), 0.0, list[PodEnd]()
+        running, ended = dict[str, RunningPod](), queue.SimpleQueue[RunningPod]()
+        with contextlib.ExitStack() as stack:
+
+            def start(pod: Pod, number: int, container: int, node: str) -> RunningPod:
+                script.before(number, container)
+                begun = self._started(asked, job, pod, number, container, node)
+                stack.enter_context(begun.running)
+                begun.tell_end(ended)
+                running[pod.name] = begun
+                return begun
+
+            while job.end is None:
+                before, done = job, sync(job, now_s)
+                job = done.job
+                now_s += max(BATCH_S, done.wake_in_s or 0.0)
+                for pod in done.deleted:
+                    running[pod.name].delete()
+                for begun in [start(pod, next(self._numbers), 1, next(self._nodes)) for pod in done.created]:
+                    script.during(begun)
+                if job != before or done.wake_in_s is not None:
+                    continue
+                one = ended.get(timeout=LIMIT_S)
+                ends.append(one.end())
                 assert len(ends) < MOST_PODS, [end.code for end in ends]
-                number, node = next(self._numbers), next(self._nodes)
-                with self._volumes(number) as place:
-                    for container in itertools.count(1):
-                        script.before(number, container)
-                        with self._started(number, container, template, job, pod, uid, node, place) as running:
-                            script.during(running)
-                            end = running.end(running.wait())
-                        ends.append(end)
-                        now_s += POD_LASTS_S
-                        job, is_over = _told(job, running, end, now_s)
-                        if is_over:
-                            break
-        return Submitted(uid=uid, pods=tuple(ends), job=job)
+                now_s += POD_LASTS_S
+                job, is_over = _told(job, one, ends[-1], now_s)
+                if is_over:
+                    shutil.rmtree(self._volumes(one.number))
+                else:
+                    script.during(start(one.pod, one.number, one.container + 1, one.node))
+        return Submitted(uid=asked.uid, pods=tuple(ends), job=job)
 
-    @contextlib.contextmanager
-    def _volumes(self, number: int) -> Iterator[Path]:
+    def _volumes(self, number: int) -> Path:
         """Where a pod's own volumes lie, as long as it lives."""
-        place = self._pods / str(number)
-        try:
-            yield place
-        finally:
-            shutil.rmtree(place)
+        return self._pods / str(number)
 
-    @contextlib.contextmanager
-    def _started(
-        self, number: int, container: int, template: Any, job: Job, pod: Pod, uid: str, node: str, place: Path
-    ) -> Iterator[RunningPod]:
+    def _started(self, asked: _Asked, job: Job, pod: Pod, number: int, container: int, node: str) -> RunningPod:
         """Volumes, environment and command, as the kubelet makes them."""
-        (trainer,) = template["containers"]
-        mounts = self._mounts(template, trainer, place)
-        asked = _environment(trainer, _fields(job, pod, uid, node))
-        environ = {**self._environ, **PLATFORM, **{name: _in_pod(value, mounts) for name, value in asked.items()}}
+        (trainer,) = asked.template["containers"]
+        mounts = self._mounts(asked.template, trainer, self._volumes(number))
+        told = _environment(trainer, _fields(job, pod, asked.uid, node))
+        environ = {**self._environ, **PLATFORM, **{name: _in_pod(value, mounts) for name, value in told.items()}}
         environ["TMPDIR"] = str(mounts["/tmp"])
         journal = Path(environ["RESILIENT_JOURNAL"])
         environ["RESILIENT_TERMINATION_LOG"] = str(journal.with_suffix(".termination"))
         assert trainer["command"] == ["resilient", "run"]
         words = [re.sub(r"\$\((\w+)\)", lambda found: environ[found[1]], word) for word in trainer["args"]]
-        command = [sys.executable, "-m", *trainer["command"], *words]
-        grace_s = template["terminationGracePeriodSeconds"]
-        with Running(command, self.image, journal, environ, group=True) as running:
-            yield RunningPod(number, container, pod, node, running, grace_s)
+        command = [sys.executable, "-m", *trainer["command"], *_resolved(words, asked)]
+        grace_s = asked.template["terminationGracePeriodSeconds"]
+        return RunningPod(
+            number, container, pod, node, Running(command, self.image, journal, environ, group=True), grace_s
+        )
 
     def _mounts(self, template: Any, trainer: Any, place: Path) -> dict[str, Path]:
         """Where what is mounted really lies, memory on a disk. /dev/shm is this machine's own."""
@@ -233,6 +280,20 @@ def _environment(trainer: Any, fields: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+def _resolved(words: Sequence[str], asked: _Asked) -> list[str]:
+    """The name and the port of the first pod, as everything is on this machine."""
+    here = {
+        "--master-addr": (f"{asked.name}-0.{asked.template.get('subdomain')}", "localhost"),
+        "--master-port": (str(PORT), str(asked.port)),
+    }
+    resolved = [*words]
+    for at, word in enumerate(words):
+        if word in here:
+            there, resolved[at + 1] = here[word]
+            assert words[at + 1] == there
+    return resolved
+
+
 def _in_pod(value: str, mounts: Mapping[str, Path]) -> str:
     """The value, and where it is a path below a mount, the path of what is mounted there."""
     for path, place in mounts.items():
@@ -245,7 +306,7 @@ def _told(job: Job, running: RunningPod, end: PodEnd, now_s: float) -> tuple[Job
     """The Job once the API server knows of the end, by the kubelet, or of a lost node by the pod garbage collector; and
     whether that was the pod's, too."""
     pod = next(pod for pod in job.live if pod.name == end.name)
-    if running.deleted:
+    if running.disrupted:
         pod = dataclasses.replace(pod, deleted_s=now_s, conditions=(DISRUPTED,))
     template = job.spec.template
     is_over = True

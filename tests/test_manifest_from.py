@@ -339,6 +339,9 @@ def test_restart_rules_can_be_added() -> None:
     assert trainer(spec)["restartPolicy"] == "Never"
     assert trainer(spec)["restartPolicyRules"][0]["exitCodes"]["values"] == [ExitCode.RESTART, ExitCode.PEER_FAILED]
     assert judged(spec, ExitCode.PEER_FAILED).action is None
+    assert "RESILIENT_SNAPSHOTS" not in {entry["name"] for entry in trainer(spec)["env"]}  # it has several pods
+    alone = HAND_MADE.replace("parallelism: 4", "parallelism: 1").replace("completions: 4", "completions: 1")
+    spec = spec_of(added(alone, Addition(checkpoints="s3://b/r", restart_rules=True)))
     assert {"name": "resilient-snapshots", "emptyDir": {"medium": "Memory"}} in spec["template"]["spec"]["volumes"]
     assert {"name": "RESILIENT_SNAPSHOTS", "value": "/var/lib/resilient-snapshots"} in trainer(spec)["env"]
     assert "RESILIENT_POD_UID" in {entry["name"] for entry in trainer(spec)["env"]}

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Generated manifests with a real supervisor in them: what the kubelet would start, started here."""
 
+import contextlib
 import re
 from pathlib import Path
 from typing import Any
 
 from submissions import applied, job_specs, judged, trainer
-from supervised import Ended, Folder, training
+from supervised import Ended, Folder, Running, training
 
 from resilient.core.exit_codes import ExitCode
 from resilient.core.kube_pod_failure import Action
+from resilient.supervisor.pods import free_port
 
 FIELDS = {
     "metadata.labels['batch.kubernetes.io/controller-uid']": "6d1f0e3c-uid",
@@ -25,6 +27,12 @@ FIELDS = {
 
 def started(spec: Any, folder: Folder) -> Ended:
     """The container's command in its environment to its end, its two volumes below the folder."""
+    with begun(spec, folder) as running:
+        return running.wait()
+
+
+def begun(spec: Any, folder: Folder, *, index: int = 0, port: int | None = None) -> Running:
+    """The same of one pod; of several all are on this machine, where the first one has a port that is free."""
     container = trainer(spec)
     environ = {
         entry["name"]: entry["value"] if "value" in entry else FIELDS[entry["valueFrom"]["fieldRef"]["fieldPath"]]
@@ -32,9 +40,16 @@ def started(spec: Any, folder: Folder) -> Ended:
     }
     assert container["command"] == ["resilient", "run"]
     environ["RESILIENT_CHECKPOINTS"] = str(folder.checkpoints)
-    environ["RESILIENT_JOURNAL"] = str(folder.path / "journal-1")
+    environ["RESILIENT_JOURNAL"] = str(folder.path / f"journal-{index + 1}")
+    environ["RESILIENT_INDEX"] = str(index)
     words = [re.sub(r"\$\((\w+)\)", lambda found: environ[found[1]], word) for word in container["args"]]
-    return folder.run(*words, **environ)
+    if port is not None:
+        words[words.index("--master-addr") + 1 : words.index("--master-port") + 2] = [
+            "localhost",
+            "--master-port",
+            str(port),
+        ]
+    return folder.start(*words, **environ)
 
 
 def test_the_manifest_trains_and_its_policy_gets_its_codes(tmp_path: Path) -> None:
@@ -56,13 +71,15 @@ def test_the_manifest_trains_and_its_policy_gets_its_codes(tmp_path: Path) -> No
     assert judged(spec, ended.code).action is Action.FAIL_JOB
 
 
-def test_what_is_said_of_several_pods_is_so(tmp_path: Path) -> None:
-    """The supervisor refuses more than one node, before anything starts, with the code that fails the Job."""
-    (spec,) = job_specs(applied("indexed", pods=4, command=("train.py",)))
+def test_the_pods_of_an_indexed_job_train_together(tmp_path: Path) -> None:
+    """Each with its own index, meeting where the manifest says: all finish, and each ends with 0."""
+    (spec,) = job_specs(applied("indexed", pods=2, devices=1, command=("train.py",)))
     folder = Folder(tmp_path)
-    folder.script(training())
-    ended = started(spec, folder)
-    assert ended.code == ExitCode.CONFIG_FAULT
-    assert "cannot use --nnodes 4" in ended.stderr
-    assert folder.notes == []
-    assert judged(spec, ended.code).action is Action.FAIL_JOB
+    folder.script(training(body='note("{RANK}/{WORLD_SIZE}".format(**os.environ))'))
+    port = free_port("localhost")
+    with contextlib.ExitStack() as stack:
+        pods = [stack.enter_context(begun(spec, folder, index=index, port=port)) for index in (0, 1)]
+        ended = [pod.wait() for pod in pods]
+    assert [each.code for each in ended] == [0, 0], ended[0].stderr + ended[1].stderr
+    assert {"0/2", "1/2"} <= set(folder.notes)
+    assert (folder.checkpoints / "finished.json").exists()

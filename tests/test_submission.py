@@ -219,6 +219,17 @@ def test_memory_holds_the_training_and_its_snapshots() -> None:
     assert "give --state" in write("job", submission())
 
 
+def test_several_pods_have_memory_for_what_carries_word_between_them() -> None:
+    """Beside the snapshots, or alone; the comment names each part."""
+    asked = submission(memory="176Gi", state="40Gi", pods=2)
+    assert asked.memory_limit == f"{256 * 1024 + 512}Mi"
+    text = " ".join(write("indexed", asked).replace("# ", "").split())
+    assert "176Gi for the training, /dev/shm included, + 512Mi for the process" in text
+    assert "+ 2 x 40Gi for snapshots" in text
+    assert submission(memory="1Gi", pods=2).memory_limit == "1536Mi"
+    assert "512Mi" not in write("jobset", submission(pods=1))
+
+
 @pytest.mark.parametrize(
     ("plan", "backstop"),
     [

@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Final
 
 from walk_pods import HERE, MANIFEST, Ended, Volumes, run
-from walk_stories import PEER, STORIES, Pod, Story
+from walk_stories import STORIES, Pod, Story
 
-from resilient.core.exit_codes import ExitCode
 from resilient.core.kube_simulation import simulate
 from resilient.core.kube_timeline import Ending, Simulation
 from resilient.kubernetes.documents import read_file
@@ -127,8 +126,6 @@ def page() -> str:
     """The whole of WALK.md."""
     with ThreadPoolExecutor(2) as pool:
         sections = [section for found in pool.map(play, STORIES) for section in found]
-    peer = ExitCode.PEER_FAILED
-    sections.append((peer, "\n".join([*_head(peer, PEER), *_status([peer])])))
     sections.sort()
     rows = [
         f"| [{code}](#{_anchor(code)}) | {meaning(code).name} | {meaning(code).means} | {meaning(code).do} |"

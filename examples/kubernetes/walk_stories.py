@@ -77,6 +77,11 @@ _STORE_LOST: Final = (
     'open(store, "w").close()\n' + _FELL_OFF
 )
 
+_SECOND_OF_TWO: Final = (
+    *("--nnodes", "2", "--node-rank", "1", "--master-addr", "localhost", "--master-port", "1"),  # nobody listens there
+    *("--pod-patience", "1s"),
+)
+
 STORIES: Final = (
     Story((Pod(code=0, script=_TO_STEP_4, told="a training of four steps has done them."),)),
     Story(
@@ -164,6 +169,17 @@ STORIES: Final = (
     Story(
         (
             Pod(
+                code=197,
+                script=_TO_STEP_4,
+                arguments=(*_SECOND_OF_TWO, "--nproc-per-node", "1", "--", "train.py"),
+                told="the second of two pods, whose first one does not come. It waits for 30 minutes by default, here "
+                "for a second.",
+            ),
+        )
+    ),
+    Story(
+        (
+            Pod(
                 code=199,
                 script=_STORE_LOST,
                 told="a broken GPU calls for another node (194), but the store is gone and cannot take that down. As "
@@ -183,9 +199,4 @@ STORIES: Final = (
             Pod(code=0, script="", looks_back=True),
         )
     ),
-)
-
-PEER: Final = (
-    "only simulated. It takes several pods, on which `resilient run` does not train yet; the termination message would "
-    "name the peer."
 )

@@ -9,7 +9,7 @@ from resilient.core import backstop
 from resilient.core.backstop import Plan
 from resilient.core.contract_policy import policy_rules
 from resilient.core.exit_codes import ExitCode
-from resilient.kubernetes.submission import SNAPSHOT_SLOTS, Submission
+from resilient.kubernetes.submission import MAILBOX, SNAPSHOT_SLOTS, Submission
 from resilient.kubernetes.writing import Path
 
 _SNAPSHOTS: Final = (
@@ -118,12 +118,17 @@ def _policy(*, restart_rules: bool) -> dict[Path, str]:
 
 
 def _memory(asked: Submission) -> str:
-    if not asked.state:
-        return "Snapshots take twice the state of all ranks of the pod, within this limit: give --state for the sum."
-    return (
-        f"{asked.memory} for the training, /dev/shm included, + {SNAPSHOT_SLOTS} x {asked.state} for snapshots of the "
-        "state of all its ranks: one is kept while the other is written"
-    )
+    parts = [f"{asked.memory} for the training, /dev/shm included"]
+    if asked.pods > 1:
+        parts.append(f"{MAILBOX} for the process that carries word between the pods, which loads torch")
+    if asked.state:
+        parts.append(
+            f"{SNAPSHOT_SLOTS} x {asked.state} for snapshots of the state of all its ranks: one is kept while the "
+            "other is written"
+        )
+        return ", + ".join(parts)
+    sum_ = f"{', + '.join(parts)}. " if parts[1:] else ""
+    return f"{sum_}Snapshots take twice the state of all ranks of the pod, within this limit: give --state for the sum."
 
 
 def _shm(asked: Submission) -> str:

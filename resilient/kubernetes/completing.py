@@ -111,7 +111,9 @@ class JobDraft:
         self._pod = mapping(document, self._template.get("spec"), "pod template")
         self._container = self._find_container()
         self._check_shape()
-        self._keeps_snapshots = asked.restart_rules and not self._says("RESILIENT_SNAPSHOTS", "--snapshots")
+        is_one = (pods or spec.get("completions", spec.get("parallelism", 1))) == 1
+        self._outlives = asked.restart_rules and is_one  # no pod of several has all snapshots
+        self._keeps_snapshots = self._outlives and not self._says("RESILIENT_SNAPSHOTS", "--snapshots")
 
     @property
     def pod(self) -> Mapping[str, Any]:
@@ -262,7 +264,7 @@ class JobDraft:
             told["RESILIENT_SNAPSHOTS"] = pod.SNAPSHOTS
         if self._granted:
             told[downward.POD_API_SETTING] = PodAccess.WRITE.value
-        if self._asked.restart_rules or self._granted:
+        if self._outlives or self._granted:
             fields |= downward.POD_UID
         for name, value in told.items():
             if value is not None and name not in known:

@@ -137,7 +137,7 @@ def _journal_lost(subject: Subject) -> Iterator[Hit]:
 
 
 def _snapshots_lost(subject: Subject) -> Iterator[Hit]:
-    rules = subject.trainer.get("restartPolicyRules")
+    rules = not subject.is_gang and subject.trainer.get("restartPolicyRules")  # no pod of a gang has all snapshots
     if rules and not subject.is_partial and _place(subject, _SNAPSHOTS, "--snapshots") is None:
         yield Hit(path=(*subject.trainer_path, "restartPolicyRules"))
 

@@ -11,12 +11,6 @@ from resilient.kubernetes import comments, patching, rbac, workloads, writing
 from resilient.kubernetes.documents import Document
 from resilient.kubernetes.submission import Submission
 
-SEVERAL_PODS = (
-    "this release supervises the workers of one pod: with several, `resilient run` refuses --nnodes and exits with 115 "
-    "before anything starts; keep this manifest for the release that agrees between pods"
-)
-"""What has to be said as long as it is so."""
-
 
 def objects(
     kind: str, asked: Submission, *, patches: Sequence[Document] = (), patch_type: str = patching.STRATEGIC
@@ -61,10 +55,7 @@ def about(kind: str, asked: Submission) -> list[str]:
     ]
     oldest = "1.35 (container restart rules)" if asked.restart_rules else "1.31"
     listed = " and ".join([", ".join(needs[:-1]), needs[-1]] if needs[1:] else needs)
-    lines = [f"For Kubernetes {oldest} and newer. It needs {listed}."]
-    if asked.pods > 1:
-        lines.append(SEVERAL_PODS[:1].upper() + SEVERAL_PODS[1:] + ".")
-    return lines
+    return [f"For Kubernetes {oldest} and newer. It needs {listed}."]
 
 
 def secrets_of(asked: Submission) -> list[str]:

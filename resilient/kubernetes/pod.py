@@ -165,11 +165,11 @@ def _environment(asked: Submission, kind: Kind) -> list[client.V1EnvVar]:
         "RESILIENT_GRACE_S": str(asked.grace_s),
     }
     fields = {"RESILIENT_SUBMISSION": kind.uid, **COUNTERS, **PLACE}
-    if asked.restart_rules:
+    if asked.keeps_snapshots:
         plain["RESILIENT_SNAPSHOTS"] = SNAPSHOTS
     if asked.permissions and POD_API_SETTING not in asked.env:
         plain[POD_API_SETTING] = PodAccess.WRITE.value
-    if asked.restart_rules or asked.permissions:
+    if asked.keeps_snapshots or asked.permissions:
         fields |= POD_UID
     return [
         *(client.V1EnvVar(name=name, value=value) for name, value in plain.items()),
@@ -207,7 +207,7 @@ def _resources(asked: Submission) -> client.V1ResourceRequirements:
 def _mounts(asked: Submission) -> list[client.V1VolumeMount]:
     mounts = {"checkpoints": CLAIM_MOUNT} if asked.claim else {}
     mounts |= {"journal": JOURNAL, "shm": "/dev/shm", "tmp": "/tmp"}
-    mounts |= {"snapshots": SNAPSHOTS} if asked.restart_rules else {}
+    mounts |= {"snapshots": SNAPSHOTS} if asked.keeps_snapshots else {}
     return [client.V1VolumeMount(name=name, mount_path=path) for name, path in mounts.items()]
 
 
@@ -219,7 +219,7 @@ def _volumes(asked: Submission) -> list[client.V1Volume]:
         ),
         client.V1Volume(name="tmp", empty_dir=client.V1EmptyDirVolumeSource()),
     ]
-    if asked.restart_rules:
+    if asked.keeps_snapshots:
         memory = client.V1EmptyDirVolumeSource(medium="Memory", size_limit=asked.memory_limit)
         volumes.append(client.V1Volume(name="snapshots", empty_dir=memory))
     if asked.claim:

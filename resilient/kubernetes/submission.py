@@ -22,6 +22,9 @@ from resilient.kubernetes.downward import POD_API_SETTING
 CLAIM_MOUNT: Final = "/checkpoints"
 SNAPSHOT_SLOTS: Final = 2
 """One is kept while the other is written, for each rank."""
+MAILBOX: Final = "512Mi"
+"""For the process that carries letters between several pods' supervisors. It loads torch and nothing else: 221 MiB
+with torch 2.13 for processors, 145 of them its own, and more with one for devices."""
 _MOST_PODS: Final = 10_000
 """The API server allows an Indexed Job more completions only with fewer of them in parallel."""
 _GIVEN_BY_US: Final = {
@@ -96,9 +99,15 @@ class Submission:
         return Plan(devices=devices, days=self.days, faults_per_device_day=self.faults_per_device_day)
 
     @property
+    def keeps_snapshots(self) -> bool:
+        """Whether snapshots outlive a container in its pod; those of several pods do not, as no pod has them all."""
+        return self.restart_rules and self.pods == 1
+
+    @property
     def memory_limit(self) -> str:
-        """The training's own memory and the snapshots beside it."""
-        return names.quantity(names.size(self.memory, "memory") + self.arena_bytes)
+        """The training's own memory, the snapshots beside it, and what several pods need to hear from each other."""
+        mailbox = names.size(MAILBOX, "mailbox") if self.pods > 1 else 0
+        return names.quantity(names.size(self.memory, "memory") + self.arena_bytes + mailbox)
 
     @property
     def arena_bytes(self) -> int:
