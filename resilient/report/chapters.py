@@ -41,7 +41,7 @@ class AttemptStory:
     """Steps of the attempt before that had to be done again."""
     highest_step: int
     ended: str
-    """One of "finished", "failed", "asked to leave", "ended", "cut off", "running"."""
+    """One of "finished", "failed", "without a pod", "asked to leave", "ended", "cut off", "running"."""
     probably: str
     """What cut it off; empty where it was not."""
     judgement: Judgement | None
@@ -84,6 +84,20 @@ class Earlier:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OtherPod:
+    """A supervisor of another pod than the one whose attempts are told, which leads."""
+
+    number: int
+    in_kubernetes: bool
+    pod: str
+    node: str
+    started_s: float
+    exit: Ending | None
+    probably: str
+    """Without an exit: what its last entries make probable."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Story:
     """One submission of a run, as its journals tell it."""
 
@@ -101,6 +115,9 @@ class Story:
     ranks: int | None
     supervisors: int
     attempts: tuple[AttemptStory, ...]
+    others: tuple[OtherPod, ...]
+    """Of other pods, in order; only the newest that did not end like the run where there are many."""
+    others_unlisted: int
     steps_known: bool
     highest_step: int
     committed_step: int

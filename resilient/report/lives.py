@@ -17,17 +17,8 @@ from resilient.core.adoption import told_adopted, told_kept
 from resilient.core.devices import DeviceId
 from resilient.report.entries import Entry, items, mapping, number, text, whole
 
-MARKS: Final[tuple[str, ...]] = (
-    "fault",
-    "stopped",
-    "judged",
-    "left",
-    "started",
-    "launched",
-    "constructed",
-    "restored",
-    "first step",
-)
+ENDING_MARKS: Final = ("fault", "stopped", "judged", "assembled")
+MARKS: Final = (*ENDING_MARKS, "left", "started", "launched", "constructed", "restored", "first step")
 """What is passed on the way from a fault to the next step, in order; "left" and "started" between two supervisors."""
 _KEPT: Final = 20
 _MOST_SKIPPED: Final = 1000
@@ -110,6 +101,11 @@ class Life:
         learn = _LEARN.get(entry.kind)
         if learn is not None:
             learn(self, entry, at)
+
+    @property
+    def pod(self) -> int:
+        """Of several pods its number; the first one, which leads, is 0."""
+        return whole(self.start, "node_rank") or 0
 
     @property
     def attempt(self) -> Attempt | None:
@@ -387,6 +383,9 @@ _LEARN_EVENT: Final[Mapping[str, _LearnPart]] = {
     "HangFound": _hang_found,
     "GroupEnded": _mark("stopped"),
     "Collected": _collected,
+    "Assembled": _mark("assembled"),
+    "PeerAsked": _mark("pod gone"),
+    "PeerGone": _mark("pod gone"),
     "LeaveAsked": _leave_asked,
     "LeaveExplained": _leave_explained,
 }

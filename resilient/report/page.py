@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from resilient.report.chapters import Story
-from resilient.report.plain import attempt_lines, before_lines, closing, headline, seconds_text, sentences
+from resilient.report.plain import attempt_lines, before_lines, closing, headline, others_lines, seconds_text, sentences
 from resilient.report.tables import PlainConsole
 
 
@@ -31,7 +31,8 @@ def show_page(story: Story, console: Console | None = None) -> None:
         if attempt.standstill is not None:
             parts.append(_bars(attempt.standstill.phases))
         parts.append(Text())
-    parts += [Text(line) for line in closing(story)]
+    others = others_lines(story)[1:]
+    parts += [Text(line) for line in (*others, *([""] if others else []), *closing(story))]
     title = Text(headline(story), style="bold green" if good else "bold yellow")
     console.print(title)
     console.print(Panel(Group(*parts), border_style="green" if good else "yellow"))

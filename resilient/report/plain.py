@@ -7,7 +7,7 @@ import shlex
 from datetime import datetime, timezone
 
 from resilient.core.exit_codes import ExitCode
-from resilient.report.chapters import AttemptStory, Automatic, Earlier, Standstill, Story
+from resilient.report.chapters import AttemptStory, Automatic, Earlier, OtherPod, Standstill, Story
 from resilient.supervisor.ending import meaning
 
 
@@ -19,7 +19,7 @@ def sentences(story: Story) -> list[str]:
     lines += before_lines(story)
     for attempt in story.attempts:
         lines += ["", *attempt_lines(attempt, story)]
-    return [*lines, "", *closing(story)]
+    return [*lines, *others_lines(story), "", *closing(story)]
 
 
 def headline(story: Story) -> str:
@@ -97,6 +97,28 @@ def attempt_lines(attempt: AttemptStory, story: Story) -> list[str]:
     return lines
 
 
+def others_lines(story: Story) -> list[str]:
+    """How the other pods ended, whose workers did what the first one says above."""
+    if not story.others and not story.others_unlisted:
+        return []
+    lines = [f"  {_other(other, story)}" for other in story.others]
+    if story.others_unlisted:
+        lines.append(f"  {story.others_unlisted} more, not listed: see journal/ of the checkpoints")
+    return ["", "Other pods, whose workers took part in these attempts:", *lines]
+
+
+def _other(other: OtherPod, story: Story) -> str:
+    place = f"Pod {other.number},{_place(other)}, {_clock(other.started_s)}"
+    if other.exit is None:
+        return f"{place}: no exit is on record; {other.probably}."
+    if other.exit.code == ExitCode.FINISHED:
+        return f"{place}: finished."
+    is_known = story.exit is not None and other.exit.why == story.exit.why
+    is_known |= any(attempt.judgement and other.exit.why == attempt.judgement.why for attempt in story.attempts)
+    why = "as told above." if is_known else _sentence(other.exit.why)
+    return f"{place}: exit code {other.exit.code} ({meaning(other.exit.code).name}): {why}"
+
+
 def standstill_line(standstill: Standstill) -> str:
     """How long training stood still, and on what that was spent."""
     phases = ", ".join(f"{name} {seconds_text(seconds)}" for name, seconds in standstill.phases)
@@ -157,7 +179,7 @@ def _beginning(attempt: AttemptStory) -> str:
     return f"resumed from step {attempt.resumed_step} ({source})"
 
 
-def _place(attempt: AttemptStory) -> str:
+def _place(attempt: AttemptStory | OtherPod) -> str:
     pod = f" {'in pod' if attempt.in_kubernetes else 'on'} {attempt.pod}" if attempt.pod else ""
     return pod + (f" on node {attempt.node}" if attempt.node else "")
 
@@ -170,6 +192,7 @@ def _ending(attempt: AttemptStory, story: Story) -> str:
     how = {
         "finished": "finished",
         "failed": "failed",
+        "without a pod": "was ended, as a pod of the run left or was lost",
         "asked to leave": "left because it was asked to",
         "cut off": "was cut off: its supervisor wrote no exit and was " + attempt.probably,
         "running": "was running when it wrote last",

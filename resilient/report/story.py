@@ -18,10 +18,10 @@ from resilient.core.aftermath import Counters, Shortage, Trace, probable_end, sh
 from resilient.core.exit_codes import PREEMPTED, ExitCode
 from resilient.core.redact import clean_url
 from resilient.errors import SettingsError
-from resilient.report.chapters import AttemptStory, Automatic, Earlier, Ending, Standstill, Story
+from resilient.report.chapters import AttemptStory, Automatic, Earlier, Ending, OtherPod, Standstill, Story
 from resilient.report.entries import Entry, one_line, text, whole
 from resilient.report.journals import MOST_EARLIER, Found, find_journals
-from resilient.report.lives import MARKS, Attempt, Life
+from resilient.report.lives import ENDING_MARKS, MARKS, Attempt, Life
 from resilient.report.page import show_page
 from resilient.report.plain import sentences
 
@@ -30,6 +30,7 @@ __all__ = ["Story", "explain_command", "probably", "read_story", "tell"]
 _PHASES: Final = {
     "stopped": "stop",
     "judged": "judge",
+    "assembled": "wait for all pods",
     "left": "save and leave",
     "started": "away",
     "launched": "back off",
@@ -38,7 +39,8 @@ _PHASES: Final = {
     "first step": "first step",
 }
 """What the time until a mark was spent on."""
-_ENDING_MARKS: Final[tuple[str, ...]] = MARKS[:3]
+_MOST_OTHERS: Final = 20
+_MOST_NOTES: Final = 40
 _SILENCE_S: Final = 90.0
 """A supervisor writes at least every 30 s; after this it is not alive any more."""
 
@@ -75,7 +77,8 @@ def _started(life: Life) -> float:
 
 def tell(found: Found, *, now_s: float) -> Story:
     """The story of one submission, and a line on each of those before it where it is the newest."""
-    ordered = sorted(found.lives, key=_started)
+    everybody = sorted(found.lives, key=_started)
+    ordered = _leading(everybody, found.submission)
     known = list(dict.fromkeys(life.submission for life in ordered if life.submission))
     submission = found.submission or (known[-1] if known else "")
     before = [] if found.submission else known[:-1]
@@ -88,6 +91,8 @@ def tell(found: Found, *, now_s: float) -> Story:
         )
     newest = ours[-1]
     ending = _ending(newest)
+    others = _others(everybody, ours, submission)
+    listed = others if len(others) <= _MOST_OTHERS else [life for life in others if not _ended_like(life, ending)]
     return Story(
         target=clean_url(found.target),
         run=found.run or next((life.run for life in reversed(ours) if life.run), ""),
@@ -101,6 +106,8 @@ def tell(found: Found, *, now_s: float) -> Story:
         ranks=whole(newest.start, "ranks"),
         supervisors=len(ours),
         attempts=_attempts(ours, now_s),
+        others=tuple(_other(life, others, now_s) for life in listed[-_MOST_OTHERS:]),
+        others_unlisted=len(others) - len(listed[-_MOST_OTHERS:]),
         steps_known=any(life.steps_known or life.highest_step for life in ours),
         highest_step=max(life.highest_step for life in ours),
         committed_step=max(life.committed_step for life in ours),
@@ -113,13 +120,51 @@ def tell(found: Found, *, now_s: float) -> Story:
         automatic=next((_automatic(life.cadence) for life in reversed(ours) if life.cadence), None),
         stacks=sum(life.stacks for life in ours),
         skipped=tuple(batch for life in ours for batch in life.skipped),
-        notes=tuple(note for life in ours for note in life.notes),
+        notes=tuple(dict.fromkeys(note for life in (*ours, *others) for note in life.notes))[-_MOST_NOTES:],
         started_s=ours[0].started_s,
         last_s=newest.last_s,
         exit=ending,
         probably="" if ending else probably(newest, now_s),
         unread=found.unread,
         problems=tuple(found.problems),
+    )
+
+
+def _leading(lives: Sequence[Life], submission: str) -> list[Life]:
+    """Those of the pod that leads, as the others do what it says; all where nothing of it was found."""
+    found = [life for life in lives if not life.pod]
+    return found if any(not submission or life.submission in (submission, "") for life in found) else [*lives]
+
+
+def _others(lives: Sequence[Life], ours: Sequence[Life], submission: str) -> list[Life]:
+    """Of the other pods. Outside Kubernetes each has a submission of its own, and belongs to what ran meanwhile."""
+    if all(life.pod for life in ours):
+        return []
+    from_s, to_s = ours[0].started_s - _SILENCE_S, ours[-1].last_s
+
+    def belongs(life: Life) -> bool:
+        meanwhile = life.start.get("in_kubernetes") is not True and from_s <= life.started_s <= to_s
+        return life.pod > 0 and (life.submission == submission or meanwhile)
+
+    return [life for life in lives if belongs(life)]
+
+
+def _ended_like(life: Life, ending: Ending | None) -> bool:
+    return life.exit is not None and ending is not None and whole(life.exit, "code") == ending.code
+
+
+def _other(life: Life, others: Sequence[Life], now_s: float) -> OtherPod:
+    its = [other for other in others if other.pod == life.pod]
+    exit_ = _ending(life)
+    guess = probably(life, now_s) if life is its[-1] else _cut_off(its, life)
+    return OtherPod(
+        number=life.pod,
+        in_kubernetes=life.start.get("in_kubernetes") is True,
+        pod=text(life.start, "pod"),
+        node=text(life.start, "node"),
+        started_s=life.started_s,
+        exit=exit_,
+        probably="" if exit_ else guess,
     )
 
 
@@ -229,7 +274,7 @@ def _lost(before: tuple[Life, Attempt] | None, reached: int, attempt: Attempt) -
 
 def _how_ended(lives: Sequence[Life], life: Life, attempt: Attempt, now_s: float) -> str:
     if attempt is not life.attempt or attempt.judgement is not None:
-        return "failed"
+        return "without a pod" if attempt.judgement is None and "pod gone" in attempt.marks else "failed"
     if life.exit is not None:
         code = whole(life.exit, "code")
         if code == ExitCode.FINISHED:
@@ -247,10 +292,10 @@ def _cut_off(lives: Sequence[Life], life: Life) -> str:
 def _standstill(before: tuple[Life, Attempt], life: Life, attempt: Attempt) -> Standstill:
     """Between two attempts; where they have different supervisors, their clocks on the wall are compared."""
     earlier, failed = before
-    passed: dict[str, float] = {mark: failed.marks[mark] for mark in _ENDING_MARKS if mark in failed.marks}
+    passed: dict[str, float] = {mark: failed.marks[mark] for mark in ENDING_MARKS if mark in failed.marks}
     if earlier is not life:
         passed |= {"left": earlier.last_s, "started": life.started_s}
-    passed |= {mark: at for mark, at in attempt.marks.items() if mark not in _ENDING_MARKS}
+    passed |= {mark: at for mark, at in attempt.marks.items() if mark not in ENDING_MARKS}
     until, *rest = [mark for mark in MARKS if mark in passed]
     at = passed[until]
     phases = [("detect", failed.silent_s)] if failed.silent_s else []
