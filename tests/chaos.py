@@ -2,6 +2,7 @@
 """Trains once undisturbed and once under SIGKILLs, and compares every bit of what comes out.
 
     python tests/chaos.py --ranks 2 --kills 5 --seed 7 --store DIR
+    python tests/chaos.py --pods 2 --ranks 1 --kills 20 --seed 7 --store DIR
 
 Victims and moments are drawn from the seed. A run that fails prints them, so that it can be tried again; what the
 processes said lies in DIR.
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+import chaos_pods
 from chaos_run import RESULT, Failed, Run, send
 
 Undisturbed: TypeAlias = Callable[[int, int], Path]
@@ -183,18 +185,27 @@ def compare(undisturbed: Path, directory: Path, ranks: int, kills: int, seed: in
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ranks", type=int, default=2, help="default: %(default)s")
+    parser.add_argument("--pods", type=int, default=1, help="default: %(default)s")
+    parser.add_argument("--ranks", type=int, default=2, help="of each pod; default: %(default)s")
     parser.add_argument("--kills", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--store", type=Path, required=True, help="directory that does not exist yet")
     options = parser.parse_args()
+    pods, ranks, kills, seed = options.pods, options.ranks, options.kills, options.seed
     try:
-        whole = train(options.store / "undisturbed", options.ranks, steps_for(options.kills))
-        run = compare(whole.directory, options.store / "disturbed", options.ranks, options.kills, options.seed)
+        whole = train(options.store / "undisturbed", pods * ranks, steps_for(kills)).directory
+        disturbed = options.store / "disturbed"
+        if pods > 1:
+            drawn = chaos_pods.plan(seed, pods, ranks, kills)
+            several = chaos_pods.compare(whole, disturbed, pods, ranks, steps_for(kills), drawn)
+            told = [*several.history, *several.restores()]
+        else:
+            run = compare(whole, disturbed, ranks, kills, seed)
+            told = [*run.history, *run.check_restores()]
     except Failed as error:
-        print(f"seed {options.seed}: {error}", file=sys.stderr)
+        print(f"seed {seed}: {error}", file=sys.stderr)
         return 1
-    print("\n".join([*run.history, *run.check_restores(), "the same bits"]))
+    print("\n".join([*told, "the same bits"]))
     return 0
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -76,8 +77,7 @@ class Run:
     def start(self) -> None:
         """Begin the next life."""
         self.life += 1
-        self._durable[self.life] = max(self.durable(), default=(0, 0))
-        keep = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+        self._durable[self.life] = max(committed(self.store), default=(0, 0))
         with (self.directory / f"output.{self.life}").open("wb") as output:
             self._supervisor = subprocess.Popen(
                 [
@@ -88,15 +88,7 @@ class Run:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={
-                    **keep,
-                    "PYTHONPATH": str(TESTS.parent),
-                    "OMP_NUM_THREADS": "1",
-                    "TMPDIR": str(self.temporary),
-                    "CHAOS_EVENTS": str(self.directory / "events"),
-                    "CHAOS_LIFE": str(self.life),
-                    "CHAOS_QUICK": str(self._quick),
-                },
+                env=environment(self.directory, self.temporary, self._quick, self.life),
             )
         self.pids, self.saver = {}, None
 
@@ -108,22 +100,12 @@ class Run:
         return self.directory / f"journal.{life}"
 
     def entries(self, life: int) -> list[dict[str, Any]]:
-        """What the journal of a life says; a supervisor that was killed may have left half a line."""
-        entries = []
-        path = self.journal(life) / "journal.jsonl"
-        for line in path.read_text().splitlines() if path.exists() else []:
-            with contextlib.suppress(ValueError):
-                entries.append(json.loads(line))
-        return entries
+        """What the journal of a life says."""
+        return journal_of(self.journal(life))
 
     def count(self, kind: str) -> int:
         """How many entries of a kind the journal of this life has by now."""
         return sum(entry["kind"] == kind for entry in self.entries(self.life))
-
-    def durable(self) -> Iterator[tuple[int, int]]:
-        """Attempt and step of every checkpoint that is committed."""
-        for manifest in self.store.glob("checkpoints/*/manifest.json"):
-            yield numbers(manifest.parent.name)
 
     @property
     def supervisor(self) -> "subprocess.Popen[bytes]":
@@ -132,21 +114,11 @@ class Run:
 
     def find_saver(self) -> None:
         """Look which process the present saver is."""
-        self.saver = None
-        for pid in _children(self.supervisor.pid):
-            with contextlib.suppress(OSError):
-                if b"saver_process" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    self.saver = pid
+        self.saver = child_of(self.supervisor.pid, "saver_process")
 
     def unfinished(self) -> set[str]:
         """Names of the checkpoints that have some file and no manifest yet."""
-        found = set()
-        for directory in self.store.glob("checkpoints/*"):
-            with contextlib.suppress(OSError):
-                names = os.listdir(directory)
-                if names and "manifest.json" not in names:
-                    found.add(directory.name)
-        return found
+        return unfinished(self.store)
 
     # What the workers say.
 
@@ -197,9 +169,7 @@ class Run:
         except BlockingIOError:  # it had no writer when it was looked at, and has one again
             return True
         *lines, self._rest = (self._rest + said).split(b"\n")
-        for line in lines:
-            life, rank, pid, what, step = line.decode().split()
-            self._waiting.append(Event(life=int(life), rank=int(rank), pid=int(pid), what=what, step=int(step)))
+        self._waiting += map(parse, lines)
         return True
 
     def _ready(self, seconds: float) -> list[int]:
@@ -245,11 +215,63 @@ class Run:
     def check_bits(self, undisturbed: Path) -> None:
         """Whatever any attempt has computed is in the result of the undisturbed run, to the end."""
         for rank in range(self.ranks):
-            ours, theirs = (trail(result, rank) for result in (self.result, undisturbed))
-            if not ours <= theirs:
-                raise Failed(f"rank {rank} has other bits first at step {min(step for step, _ in ours - theirs)}")
-            if not is_whole(ours, theirs):
-                raise Failed(f"rank {rank} never reached step {max(step for step, _ in theirs)}")
+            check_bits(self.result, undisturbed, rank)
+
+
+def environment(directory: Path, temporary: Path, quick: Path, life: int) -> dict[str, str]:
+    """Of a supervisor."""
+    keep = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    return {
+        **keep,
+        "PYTHONPATH": str(TESTS.parent),
+        "OMP_NUM_THREADS": "1",
+        "TMPDIR": str(temporary),
+        "CHAOS_EVENTS": str(directory / "events"),
+        "CHAOS_LIFE": str(life),
+        "CHAOS_QUICK": str(quick),
+    }
+
+
+def parse(line: bytes) -> Event:
+    """What a worker has written to the pipe."""
+    life, rank, pid, what, step = line.decode().split()
+    return Event(life=int(life), rank=int(rank), pid=int(pid), what=what, step=int(step))
+
+
+def journal_of(directory: Path) -> list[dict[str, Any]]:
+    """What a journal says; a supervisor that was killed may have left half a line."""
+    entries = []
+    path = directory / "journal.jsonl"
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            entries.append(json.loads(line))
+    return entries
+
+
+def committed(store: Path) -> Iterator[tuple[int, int]]:
+    """Attempt and step of every checkpoint that is committed."""
+    for manifest in store.glob("checkpoints/*/manifest.json"):
+        yield numbers(manifest.parent.name)
+
+
+def unfinished(store: Path) -> set[str]:
+    """Names of the checkpoints that have some file and no manifest yet."""
+    found = set()
+    for directory in store.glob("checkpoints/*"):
+        with contextlib.suppress(OSError):
+            names = os.listdir(directory)
+            if names and "manifest.json" not in names:
+                found.add(directory.name)
+    return found
+
+
+def check_bits(result: Path, undisturbed: Path, rank: int) -> None:
+    """Whatever any attempt of a rank has computed is in the result of the undisturbed run, to the end."""
+    ours, theirs = trail(result, rank), trail(undisturbed, rank)
+    if not ours <= theirs:
+        raise Failed(f"rank {rank} has other bits first at step {min(step for step, _ in ours - theirs)}")
+    if not is_whole(ours, theirs):
+        raise Failed(f"rank {rank} never reached step {max(step for step, _ in theirs)}")
 
 
 def trail(result: Path, rank: int) -> set[tuple[int, str]]:
@@ -278,6 +300,23 @@ def send(pid: int | None, number: signal.Signals) -> None:
     if pid is not None:
         with contextlib.suppress(ProcessLookupError):  # it has ended already, which is as good
             os.kill(pid, number)
+
+
+def child_of(pid: int, module: str) -> int | None:
+    """The newest child of a process that runs this module."""
+    found = None
+    for child in _children(pid):
+        with contextlib.suppress(OSError):
+            if module.encode() in Path(f"/proc/{child}/cmdline").read_bytes():
+                found = child
+    return found
+
+
+def free_port() -> int:
+    """At which nobody listens now."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
 
 
 def _children(pid: int) -> list[int]:

@@ -47,7 +47,7 @@ if sys.platform == "linux":
 
 ENDING_S = 60.0
 """For processes that a test has told to end and did not wait for."""
-LONG = {"test_bits", "test_demo", "test_walk", "test_bad_batches", "test_incidents", "test_machine"}
+LONG = {f"test_{name}" for name in ["bits", "demo", "walk", "bad_batches", "incidents", "gang_incidents", "machine"]}
 """With tests of half a minute: begun last, one of them would keep everybody waiting in the end."""
 FOLDERS = itertools.count(1)
 FINISHED = itertools.count(1)

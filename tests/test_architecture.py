@@ -70,7 +70,7 @@ OWNERS = {
     "tomli": {"toml_files.py"},
     "tomllib": {"toml_files.py"},  # in the standard library from Python 3.11 on
     "torch": {"training/", "dcp/", "checkpoint/tensors", "checkpoint/image.py", "checkpoint/pair.py"}
-    | {"checkpoint/export.py", "preflight/torch_probes.py"},
+    | {"checkpoint/export.py", "preflight/torch_probes.py", "supervisor/mailbox.py"},
     "urllib3": {"kubernetes/own_pod.py"},
     "xxhash": {"checkpoint/digest.py"},
 }

@@ -108,7 +108,8 @@ def test_the_last_lines_say_all_that_a_person_needs(folder: Folder) -> None:
     assert words in last[-1]
 
 
-GARBAGE = (b"\xff\xfe garbage\n", b"{}\n" * 1000, b"[" * 100_000 + b"\n", b"x" * 5_000_000, b'{"kind":"Hello"}\n')
+GARBAGE = (b"\xff\xfe garbage\n", b"{}\n" * 1000, b"[" * 100_000 + b"\n", b"x" * 5_000_000, b'{"kind":"Hello"}\n',
+           b'{"type":["Hello"]}\n')  # fmt: skip
 
 
 def test_garbage_on_the_link_is_no_word_of_a_worker(folder: Folder) -> None:

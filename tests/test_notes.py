@@ -14,6 +14,7 @@ def test_a_missed_snapshot_is_noted_once_for_each_reason() -> None:
     """A state that cannot be saved any more does not fill the journal, step by step."""
     told: list[Any] = []
     ports: Any = SimpleNamespace(
+        orders=None,
         journal=lambda kind, fields: told.append(fields["text"]),
         now=lambda: 0.0,
         usage=None,
@@ -40,6 +41,7 @@ def test_old_checkpoints_that_stay_are_complained_of_now_and_then() -> None:
     asked: list[Any] = []
     clock = [0.0]
     ports: Any = SimpleNamespace(
+        orders=None,
         journal=lambda kind, fields: entries.append(fields),
         say=said.append,
         now=lambda: clock[0],

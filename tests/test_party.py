@@ -83,6 +83,18 @@ def test_clearing_and_ending(board: Board) -> None:
     assert [board.words[word] for word in (ATTENTION, SNAPSHOT_STEP, SNAPSHOT_SLOT, END)] == [NOTHING, NONE, NONE, 1]
 
 
+def test_what_is_cleared_lets_nobody_past_who_is_blocked(board: Board) -> None:
+    """Another pod is still being asked how far it is when the order before is done: all go on looking."""
+    party = Party(board)
+    party.snapshot(lambda entered: 5, 0)
+    enter(board, 6, 6, 6)
+    assert party.block() == 6
+    party.clear()
+    assert [board.words[word] for word in (ATTENTION, PENDING, SNAPSHOT_STEP)] == [0, 1, NONE]
+    party.name(6, 1, stop=True)
+    assert [board.words[word] for word in (ATTENTION, PENDING, STOP_STEP)] == [6, 0, 6]
+
+
 def test_real_processes_all_act_at_the_boundaries_that_were_named(board: Board) -> None:
     """They step as fast as they can; whatever is named, each of them acts there, and stops at the one stop."""
     seen = FORK.Array("q", RANKS * (ROUNDS + 1), lock=False)

@@ -9,6 +9,7 @@ from resilient.checkpoint.requests import Failed, Judge, Reply, Request, Save, S
 from resilient.core.cadence import Cadence, Every
 from resilient.link.board import ENTERED, SNAPSHOT_SLOT, SNAPSHOT_STEP, Board, Extent, SlotRecord, row_base
 from resilient.link.messages import Copied, NotTaken, Taken
+from resilient.supervisor.party import OneParty
 from resilient.supervisor.saving import RETRY_S
 from resilient.supervisor.tiers import Tiers
 
@@ -27,6 +28,7 @@ class Pair:
         self.settled: list[int] = []
         self.tiers = Tiers(
             self.board,
+            OneParty(self.board),
             ask=self._ask,
             told=lambda kind, fields: self.told.append(kind),
             committed=lambda step: None,

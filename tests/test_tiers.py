@@ -7,8 +7,20 @@ import pytest
 
 from resilient.checkpoint.requests import Failed, Reply, Request, Save, Saved
 from resilient.core.cadence import Cadence, Every
-from resilient.link.board import ENTERED, SNAPSHOT_SLOT, SNAPSHOT_STEP, SPILL, Board, Extent, SlotRecord, row_base
+from resilient.link.board import (
+    ENTERED,
+    NONE,
+    SNAPSHOT_SLOT,
+    SNAPSHOT_STEP,
+    SPILL,
+    STOP_STEP,
+    Board,
+    Extent,
+    SlotRecord,
+    row_base,
+)
 from resilient.link.messages import NotTaken, Taken
+from resilient.supervisor.party import OneParty
 from resilient.supervisor.saving import RETRY_S
 from resilient.supervisor.tiers import Tiers
 
@@ -25,6 +37,7 @@ class Desk:
         self.settled: list[int] = []
         self.tiers = Tiers(
             self.board,
+            OneParty(self.board),
             ask=self._ask,
             told=lambda kind, fields: self.told.append((kind, fields)),
             committed=lambda step: None,
@@ -138,6 +151,29 @@ def test_a_snapshot_that_will_be_possible_soon_is_ordered_again(desk: Desk) -> N
     desk.tiers.missed(0, NotTaken(step=20, slot=slot, why="memory is being made ready", soon=True), 0.0)
     assert desk.pass_boundary(21)
     assert desk.answer(ok=True).step == 21
+
+
+def test_a_stop_that_comes_before_a_snapshot_was_taken_takes_its_place(desk: Desk) -> None:
+    """The worker waits at the snapshot's boundary, and has published the next step already; it is told the stop."""
+    assert desk.come_to(5) is not None
+    desk.board.words[row_base(0) + ENTERED] = 6
+    desk.tiers.stop(0)
+    assert (desk.board.words[STOP_STEP], desk.board.words[SNAPSHOT_STEP]) == (6, 6)
+    assert desk.board.words[SNAPSHOT_SLOT] in (0, 1)
+    desk.take(6, desk.board.words[SNAPSHOT_SLOT])
+    assert desk.answer(ok=True).step == 6
+
+
+def test_a_snapshot_that_is_being_copied_ends_before_the_stop_has_a_slot(desk: Desk) -> None:
+    """All have come to its boundary: it is whole soon, and the slot of the stop is another one."""
+    slot = desk.come_to(5)
+    assert slot is not None
+    desk.board.words[row_base(0) + ENTERED] = 7
+    desk.tiers.stop(0)
+    assert desk.board.words[SNAPSHOT_SLOT] == NONE
+    desk.take(5, slot)
+    desk.tiers.tick(0.0)
+    assert desk.board.words[SNAPSHOT_SLOT] == 1 - slot
 
 
 def test_where_memory_is_full_only_what_is_saved_is_taken_through_the_disk(desk: Desk) -> None:
