@@ -238,12 +238,12 @@ def test_a_pod_does_not_wait_for_ever(start: Job, launched: bool) -> None:
         ev.EndOrdered(grace_s=5.0), ev.GroupEnded(), ev.Collected(evidence=UNKNOWN),
     )  # fmt: skip
     before = (*LAUNCHED, *crash) if launched else ()
-    ends = (ev.DeadlinePassed(), *((SAVED,) if launched else ()))
+    ends = (ev.DeadlinePassed(awaited="pod 1" if start is LEADER else ""), *((SAVED,) if launched else ()))
     job, told = drive(start, *before, *ends)
     assert job.phase is Phase.RECORDING
     [debit] = [command for command in told if isinstance(command, RecordDebit)]
     assert debit.debit.code == ExitCode.PEER_FAILED
-    missing = "not all 2 pods of the run were there" if start is LEADER else "pod 0, which leads, was away"
+    missing = "pod 1 did not come" if start is LEADER else "pod 0, which leads, was away"
     assert debit.why == f"{missing} for 30 min"
     _, told = drive(start, *before, *ends, ev.Recorded(), ev.Dispersed())
     assert code_of(told) == ExitCode.PEER_FAILED

@@ -13,6 +13,7 @@ from several import Pods
 from supervised import HEAD, Ended, Folder, until_entry
 
 from resilient.core.exit_codes import ExitCode
+from resilient.supervisor.pods import named
 
 STEPS, AT = 60, 30
 """Of the run, and the one in which something happens, or a later one if no snapshot is there by then."""
@@ -196,13 +197,20 @@ def test_a_pod_that_ends_for_a_reason_of_its_own_is_not_waited_for(pods: Pods) -
     assert not any(event["event"]["type"] == "DeadlinePassed" for event in ended[1].entries("event"))
 
 
-def test_a_pod_that_waits_in_vain_ends_on_record(pods: Pods) -> None:
-    """197: nothing is wrong with it."""
-    with pods.start(1, "--pod-patience", "1s", "train.py") as running:
+@pytest.mark.parametrize(("pod", "why"), [(0, "pod 1 did not come"), (1, "pod 0, which leads, was away")])
+def test_a_pod_that_waits_in_vain_ends_on_record(pods: Pods, pod: int, why: str) -> None:
+    """197: nothing is wrong with it, and it names who is missing."""
+    with pods.start(pod, "--pod-patience", "1s", "train.py") as running:
         ended = running.wait()
     assert ended.code == ExitCode.PEER_FAILED, ended.stderr
-    assert "pod 0, which leads, was away" in ended.termination["why"]
-    assert len([*(pods.folder.checkpoints / "debits").rglob("1/*.json")]) == 1
+    assert why in ended.termination["why"]
+    assert len([*(pods.folder.checkpoints / "debits").rglob(f"{pod}/*.json")]) == 1
+
+
+def test_many_pods_are_not_all_named() -> None:
+    """A sentence has to be read."""
+    assert [named(range(1, last)) for last in (1, 2, 3)] == ["", "pod 1", "pods 1, 2"]
+    assert named(range(1, 100)) == "pods 1, 2, 3, 4, 5, 6, 7, 8 and 91 others"
 
 
 def test_pods_that_do_not_fit_together_are_told(pods: Pods) -> None:

@@ -31,7 +31,7 @@ def not_assembled(job: Job, event: ev.DeadlinePassed, now: float) -> Step:
     patience_s = job.terms.pod_patience_s
     waited = f"{patience_s / 60:.0f} min" if patience_s >= 120 else f"{patience_s:.0f} s"
     if job.terms.leads:
-        who = f"not all {job.terms.pods} pods of the run were there"
+        who = f"{event.awaited or 'another pod of the run'} did not come"
     else:
         who = "pod 0, which leads, was away" + (" or waited for others" if job.terms.pods > 2 else "")
     do = "look at the pod that is missing; the run goes on once all are there"

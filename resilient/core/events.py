@@ -154,6 +154,9 @@ class LeaveExplained:
 class DeadlinePassed:
     """The deadline that the present phase had set."""
 
+    awaited: str = ""
+    """The pods that others wait for, where that is known."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SaveSettled:

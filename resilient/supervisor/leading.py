@@ -45,7 +45,7 @@ from resilient.supervisor.pod_words import (
     ToLeader,
     UseSettings,
 )
-from resilient.supervisor.pods import AGAIN_S, BEAT_S, LOST_S, Alone, Wiring, free_port
+from resilient.supervisor.pods import AGAIN_S, BEAT_S, LOST_S, Alone, Wiring, free_port, named
 from resilient.supervisor.world import World
 from resilient.version import version
 
@@ -217,7 +217,7 @@ class Leading(Alone):
                 self._gone(peer, f"nothing was heard from it for {LOST_S:.0f} s")
         if self._assembling and now >= self._say_at:
             self._say_at = now + SAY_AGAIN_S
-            self._wiring.say(f"still waiting for {self._missing()}")
+            self._wiring.say(f"still waiting for {self.awaited}")
 
     def close(self, exit_: cm.Exit | None, patience_s: float) -> None:
         if exit_ is not None:
@@ -346,9 +346,10 @@ class Leading(Alone):
                 peer.settles = False
                 self._say(peer, Settled(pod=0, address=LEADER, durable_step=durable_step))
 
-    def _missing(self) -> str:
-        away = [pod for pod in range(1, self._launch.nodes) if pod not in self._peers or not self._peers[pod].ready]
-        return ("pod " if len(away) == 1 else "pods ") + ", ".join(map(str, away))
+    @property
+    def awaited(self) -> str:
+        here = {pod for pod, peer in self._peers.items() if peer.ready}
+        return named([pod for pod in range(1, self._launch.nodes) if pod not in here])
 
     def _ranks_of(self, pod: int) -> range:
         return range(pod * self._launch.nproc, (pod + 1) * self._launch.nproc)
@@ -363,7 +364,7 @@ class Leading(Alone):
             self._cut(str(error))
 
     def _connected(self) -> None:
-        self._wiring.say(f"waiting for {self._missing()}, at port {self._launch.store_port}")
+        self._wiring.say(f"waiting for {self.awaited}, at port {self._launch.store_port}")
 
     def _cut(self, why: str) -> None:
         """The others have lost it as well, and come again once there is another one."""

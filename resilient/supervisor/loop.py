@@ -208,7 +208,7 @@ class Supervisor:
     def _run_timers(self) -> None:
         if self._deadline is not None and time.monotonic() >= self._deadline:
             self._deadline = None
-            self._emit(ev.DeadlinePassed())
+            self._emit(ev.DeadlinePassed(awaited=self._pods.awaited))
         self._timers.run()
 
     def _tick(self) -> None:

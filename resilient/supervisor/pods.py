@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,6 +27,7 @@ LOST_S: Final = 30.0
 STALE_S: Final = 3 * BEAT_S
 """How long it may take until a pod has heard, by way of the first one, that a worker of another is outside of a step:
 no silence within one is a hang sooner."""
+_MOST_NAMED: Final = 8
 AGAIN_S: Final = 1.0
 """Between a mailbox that was cut and the next one."""
 
@@ -120,6 +121,11 @@ class Alone:
         """Be there for the others, and wait for them."""
         raise AssertionError("one pod waits for no other")
 
+    @property
+    def awaited(self) -> str:
+        """Pods that are waited for, in words."""
+        return ""
+
     def seat(self, command: cm.StartWorkers) -> Seat:
         """Where the workers of a launch have their place among those of all pods."""
         launch = self._launch
@@ -163,6 +169,13 @@ class Alone:
 
     def close(self, exit_: cm.Exit | None, patience_s: float) -> None:
         """Say that this pod ends, and let go of everything, within that time."""
+
+
+def named(pods: Sequence[int]) -> str:
+    """Which pods, in words."""
+    more = f" and {len(pods) - _MOST_NAMED} others" if len(pods) > _MOST_NAMED else ""
+    listed = ", ".join(map(str, pods[:_MOST_NAMED])) + more
+    return f"pod{'s' if len(pods) > 1 else ''} {listed}" if pods else ""
 
 
 def free_port(address: str) -> int:
