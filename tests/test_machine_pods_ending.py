@@ -254,3 +254,17 @@ def test_a_pod_that_comes_after_the_end_has_nothing_to_wait_for() -> None:
     assert code_of(drive(start, ev.Opened(next_attempt=2, finished_step=9))[1]) == ExitCode.FINISHED
     job, told = drive(replace(LEADER, has_store=True), ev.Opened(next_attempt=2, finished_step=9))
     assert (job.phase, code_of(told)) == (Phase.ASSEMBLING, None), "its workers say whether more is asked for"
+
+
+def test_a_pod_that_is_told_of_the_end_does_not_judge_what_is_saved() -> None:
+    """A finished run that is started again saves nothing; pod 0 knows what is durable, and has said how it ended."""
+    before = (
+        ev.Opened(next_attempt=2),
+        ev.Assembled(attempt=2),
+        OWN_DONE,
+        ev.Dismissed(decision=DONE),
+        ev.GroupEnded(),
+    )
+    _, told = drive(replace(FOLLOWER, has_store=True), *before, ev.SaveSettled(durable_step=0, reached_step=9))
+    [last] = [command for command in told if isinstance(command, Exit)]
+    assert (last.code, last.why) == (ExitCode.FINISHED, DONE.why)

@@ -150,8 +150,8 @@ def settled_late(job: Job, event: ev.DeadlinePassed, now: float) -> Step:
 
 
 def _ended_with(job: Job, durable_step: int, reached_step: int) -> Job:
-    """A training that is done says so where its final state is not durable."""
-    ending = job.ending
+    """A training that is done says so where its final state is not durable; of several pods the first one knows."""
+    ending = None if job.terms.follows else job.ending
     if ending is None or ending.code != ExitCode.FINISHED or ending.lost:
         return job
     if not job.has_store or durable_step >= reached_step:
