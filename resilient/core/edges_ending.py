@@ -223,7 +223,7 @@ def _exit(job: Job, now: float) -> Step:
     others = _dismissals(job, ending) if job.terms.leads and job.met and ending.code in FOR_ALL else ()
     yield_s = yields_s(job, ending, job.terms.pod) if job.terms.leads else job.yield_s
     if not others and not yield_s:
-        return gone(job, ending)
+        return _quit(job)
     job = replace(job, phase=Phase.YIELDING, yield_until=now + yield_s)
     until = now + max(yield_s, DISPERSE_S if others else 0.0)
     if job.must_end_at is not None:
@@ -250,11 +250,11 @@ def dispersed(job: Job, event: ev.Dispersed, now: float) -> Step:
     """All others have heard how they end."""
     if now < job.yield_until:
         return job, (SetDeadline(at=job.yield_until),)
-    return _gone_for_good(job)
+    return _quit(job)
 
 
 def yielded(job: Job, event: ev.DeadlinePassed, now: float) -> Step:
-    return _gone_for_good(job)
+    return _quit(job)
 
 
 def asked_yielding(job: Job, event: ev.LeaveAsked, now: float) -> Step:
@@ -262,20 +262,17 @@ def asked_yielding(job: Job, event: ev.LeaveAsked, now: float) -> Step:
     code of whoever is asked to leave, and in the words of what ended the run, which does not go on from there."""
     after = _left(marked(job, event, now), job.ledger.committed_step)
     if job.ending is None or after.ending is None or after.ending == job.ending:
-        return _gone_for_good(job)
+        return _quit(job)
     why = f"{job.ending.why}; {after.ending.why}"
     return _record(replace(after, ending=replace(after.ending, why=why, do=job.ending.do)), now)
 
 
-def _gone_for_good(job: Job) -> Step:
-    assert job.ending is not None, "nothing was decided"
-    return gone(job, job.ending)
-
-
-def gone(job: Job, ending: Decision) -> Step:
+def _quit(job: Job) -> Step:
+    ending = job.ending
+    assert ending is not None, "nothing was decided"
     assert ending.code is not None, "a restart is not an ending"
     last = Exit(code=ending.code, why=ending.why, do=ending.do, unrecorded=ending.unrecorded)
-    return replace(job, phase=Phase.ENDED, ending=ending), (ClearDeadline(), last)
+    return replace(job, phase=Phase.ENDED), (ClearDeadline(), last)
 
 
 def broken(job: Job, event: ev.Broken, now: float) -> Step:
@@ -286,7 +283,7 @@ def broken(job: Job, event: ev.Broken, now: float) -> Step:
 def broken_last(job: Job, event: ev.Broken, now: float) -> Step:
     """Nothing is left to end: say it and go."""
     why = f"the supervisor failed: {event.why}"
-    return gone(job, Decision(code=ExitCode.INTERNAL, why=why, do="please report it with the journal"))
+    return _quit(replace(job, ending=Decision(code=ExitCode.INTERNAL, why=why, do="please report it with the journal")))
 
 
 def end(job: Job, code: int, why: str, do: str, now: float) -> Step:
