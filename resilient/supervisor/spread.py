@@ -93,10 +93,7 @@ class Spread:
         if asked != pod or then is None:
             return
         del self._asked[word.number]
-        try:
-            then(wire.decode(word.text, REPLIES))
-        except ValueError as error:
-            then(_failed(f"pod {pod} gives no answer that makes sense: {error}"))
+        then(_reply(pod, word.text))
 
     def lost(self, pod: int) -> None:
         """A pod is gone, and answers nothing any more."""
@@ -133,9 +130,12 @@ class Spread:
             self._drop(saving)  # what the others still write is of no use
             then(reply if saving.failed is None else replace(saving.failed, id=reply.id))
 
+        def part_of(pod: int) -> Then:
+            return lambda reply: self._part(saving, pod, reply)
+
         self._submit(lambda number: replace(whole, id=number), ended)
         for pod in sorted(pods):
-            self._ask(pod, replace(whole, part=True), lambda reply, pod=pod: self._part(saving, pod, reply))  # type: ignore[misc]  # the default binds the pod
+            self._ask(pod, replace(whole, part=True), part_of(pod))
 
     def _part(self, saving: _Saving, pod: int, reply: Reply) -> None:
         saving.parts.discard(pod)
@@ -205,6 +205,13 @@ def _joined(fetched: dict[int, Fetched]) -> Reply:
         seconds=max(reply.seconds for reply in replies),
         size_bytes=sum(reply.size_bytes for reply in replies),
     )
+
+
+def _reply(pod: int, text: str) -> Reply:
+    try:
+        return wire.decode(text, REPLIES)
+    except ValueError as error:
+        return _failed(f"pod {pod} gives no answer that makes sense: {error}")
 
 
 def _failed(why: str) -> Failed:
