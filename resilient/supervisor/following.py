@@ -16,7 +16,7 @@ from resilient.errors import SettingsError
 from resilient.launch import Launch, Seat
 from resilient.link.messages import FromWorker, Hello, Refused
 from resilient.supervisor.hand import Hand
-from resilient.supervisor.mail import Address, Mail
+from resilient.supervisor.mail import Address
 from resilient.supervisor.pod_words import (
     FROM_LEADER,
     LEADER,
@@ -37,7 +37,7 @@ from resilient.supervisor.pod_words import (
     Testified,
     Word,
 )
-from resilient.supervisor.pods import AGAIN_S, BEAT_S, LOST_S, Alone, Wiring
+from resilient.supervisor.pods import AGAIN_S, BEAT_S, LOST_S, OneOfSeveral, Wiring
 from resilient.version import version
 
 SHOW_S: Final = 0.5
@@ -45,7 +45,7 @@ SHOW_S: Final = 0.5
 _KILLED: Final = "its supervisor ended without a word"
 
 
-class Following(Alone):
+class Following(OneOfSeveral[FromLeader]):
     """Of any pod but the first."""
 
     def __init__(
@@ -58,9 +58,7 @@ class Following(Alone):
         knows_store: bool,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(launch, wiring)
-        self._node = node
-        self._now = now
+        super().__init__(launch, node, wiring, environ, FROM_LEADER, now=now)
         self._hand = Hand(
             wiring.board, self._first, tell=wiring.tell, submit=wiring.submit, give_back=wiring.give_back,
             use=self._use, durable=self._durable, wake=wiring.wake, say=self._word,
@@ -68,22 +66,12 @@ class Following(Alone):
         self._leaving = False
         self._durable_step = 0
         self._settling: Callable[[int], None] | None = None
-        self._mail: Mail[FromLeader] = Mail(
-            FROM_LEADER, environ, heard=self._heard, connected=self._connected, cut=self._cut, watch=wiring.watch,
-            unwatch=wiring.unwatch,
-        )  # fmt: skip
         self._address = ""
-        self._opened = False
-        self._assembling = False
         self._begun: Begin | None = None
         self._leader_left = False
         self._heard_at = 0.0
         self._show_at = 0.0
         self._knows_store = knows_store
-
-    @property
-    def pids(self) -> set[int]:
-        return set() if self._mail.pid is None else {self._mail.pid}
 
     @property
     def _first(self) -> int:

@@ -21,7 +21,7 @@ from resilient.launch import Launch, Seat
 from resilient.link.board import Board
 from resilient.settings import Effective
 from resilient.supervisor.blaming import Hangs
-from resilient.supervisor.mail import Address, Mail
+from resilient.supervisor.mail import Address
 from resilient.supervisor.party import Orders
 from resilient.supervisor.pod_words import (
     LEADER,
@@ -45,7 +45,7 @@ from resilient.supervisor.pod_words import (
     ToLeader,
     UseSettings,
 )
-from resilient.supervisor.pods import AGAIN_S, BEAT_S, LOST_S, Alone, Wiring, free_port, named
+from resilient.supervisor.pods import AGAIN_S, BEAT_S, LOST_S, OneOfSeveral, Wiring, free_port, named
 from resilient.supervisor.world import World
 from resilient.version import version
 
@@ -76,7 +76,7 @@ class _Peer:
     has_heard: bool = False
 
 
-class Leading(Alone):
+class Leading(OneOfSeveral[ToLeader]):
     """Of pod 0."""
 
     def __init__(
@@ -89,10 +89,8 @@ class Leading(Alone):
         run_id: str,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(launch, wiring)
-        self._node = node
+        super().__init__(launch, node, wiring, environ, TO_LEADER, now=now)
         self._run_id = run_id
-        self._now = now
         self._world = World(
             wiring.board, launch.nodes, say=self._say_to, pods=self._connected_pods, submit=wiring.submit,
             heard=wiring.heard,
@@ -101,14 +99,8 @@ class Leading(Alone):
         self.orders: Orders | None = self._world.orders
         self._run: Mapping[str, str] | None = None
         """What ``Run()`` was given, once it was."""
-        self._mail: Mail[ToLeader] = Mail(
-            TO_LEADER, environ, heard=self._heard, connected=self._connected, cut=self._cut, watch=wiring.watch,
-            unwatch=wiring.unwatch,
-        )  # fmt: skip
         self._hangs = Hangs(launch.nodes, emit=wiring.emit, after=wiring.after)
         self._peers: dict[int, _Peer] = {}
-        self._opened = False
-        self._assembling = False
         self._dismissing = False
         self._launch_number = 0
         self._order: list[int] = []
@@ -119,10 +111,6 @@ class Leading(Alone):
         self._runs = False
         """Some worker of the launch may still run."""
         self._say_at = 0.0
-
-    @property
-    def pids(self) -> set[int]:
-        return set() if self._mail.pid is None else {self._mail.pid}
 
     def tell(self, rank: int, message: object) -> None:
         if rank < self._launch.nproc:

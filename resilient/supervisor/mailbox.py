@@ -98,24 +98,24 @@ def main(argv: Sequence[str]) -> NoReturn:
     os._exit(0)  # a thread that waits in a call of torch's keeps nobody
 
 
-class _Tongue:
+class _Sender:
     """Two threads speak to the supervisor."""
 
     def __init__(self, channel: Channel[Asked]) -> None:
         self._channel = channel
-        self._speaking = threading.Lock()
+        self._sending = threading.Lock()
 
     def say(self, what: Told) -> None:
-        with self._speaking, contextlib.suppress(Closed):
+        with self._sending, contextlib.suppress(Closed):
             self._channel.send(what)
 
 
 class _Carrier:
     """Letters in both directions, over two connections: waiting at a queue keeps one from all else."""
 
-    def __init__(self, channel: Channel[Asked], tongue: _Tongue, store: TCPStore, inbox: TCPStore) -> None:
+    def __init__(self, channel: Channel[Asked], sender: _Sender, store: TCPStore, inbox: TCPStore) -> None:
         self._channel = channel
-        self._tongue = tongue
+        self._sender = sender
         self._store = store
         self._inbox = inbox
         self._posted_to: set[str] = set()
@@ -128,12 +128,12 @@ class _Carrier:
                 text = self._inbox.queue_pop(queue).decode()
             except Exception as error:  # torch has one kind for a time-out and for what is lost
                 if not _answers(self._inbox):
-                    self._tongue.say(Cut(why=f"the store of pod 0 is gone: {_line(error)}"))
+                    self._sender.say(Cut(why=f"the store of pod 0 is gone: {_line(error)}"))
                     os._exit(0)
             else:
                 letter = Letter(text=text)
                 if len(text) <= _SURELY_FITS or len(wire.encode(letter)) <= LINE_LIMIT:
-                    self._tongue.say(letter)  # else it is no peer's, who writes letters of plain text
+                    self._sender.say(letter)  # else it is no peer's, who writes letters of plain text
 
     def post(self) -> None:
         """Post what the supervisor says, until it is gone, and then its will."""
@@ -186,9 +186,9 @@ def _connect(channel: Channel[Asked], host: str, port: int, *, holds: bool) -> T
 def _carry(channel: Channel[Asked], host: str, port: int, queue: str, *, holds: bool) -> None:
     where = "localhost" if holds else host
     store = _connect(channel, where, port, holds=holds)
-    tongue = _Tongue(channel)
-    carrier = _Carrier(channel, tongue, store, _connect(channel, where, port, holds=False))
-    tongue.say(Connected())
+    sender = _Sender(channel)
+    carrier = _Carrier(channel, sender, store, _connect(channel, where, port, holds=False))
+    sender.say(Connected())
     threading.Thread(target=carrier.listen, args=(queue,), name="inbox", daemon=True).start()
     carrier.post()
     if holds:

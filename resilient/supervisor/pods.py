@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import abc
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 from resilient.checkpoint.requests import Reply, Request
 from resilient.core import commands as cm
@@ -17,9 +18,11 @@ from resilient.launch import Launch, Seat
 from resilient.link.board import Board
 from resilient.link.messages import FromWorker
 from resilient.settings import Effective
+from resilient.supervisor.mail import Mail
 from resilient.supervisor.party import Orders
 from resilient.supervisor.spread import Submit
 
+T = TypeVar("T")
 Emit = Callable[[ev.Event], None]
 BEAT_S: Final = 2.0
 LOST_S: Final = 30.0
@@ -169,6 +172,47 @@ class Alone:
 
     def close(self, exit_: cm.Exit | None, patience_s: float) -> None:
         """Say that this pod ends, and let go of everything, within that time."""
+
+
+class OneOfSeveral(Alone, abc.ABC, Generic[T]):
+    """What the first of several pods and the others have in common: a mailbox, which is opened when it is needed."""
+
+    def __init__(
+        self,
+        launch: Launch,
+        node: str | None,
+        wiring: Wiring,
+        environ: Mapping[str, str],
+        kinds: Mapping[str, type[T]],
+        *,
+        now: Callable[[], float],
+    ) -> None:
+        """``node`` is the machine's name; ``kinds`` are the words that other pods may say."""
+        super().__init__(launch, wiring)
+        self._node = node
+        self._now = now
+        self._mail: Mail[T] = Mail(
+            kinds, environ, heard=self._heard, connected=self._connected, cut=self._cut, watch=wiring.watch,
+            unwatch=wiring.unwatch,
+        )  # fmt: skip
+        self._opened = False
+        self._assembling = False
+
+    @property
+    def pids(self) -> set[int]:
+        return set() if self._mail.pid is None else {self._mail.pid}
+
+    @abc.abstractmethod
+    def _heard(self, word: T) -> None:
+        """Another pod has said something."""
+
+    @abc.abstractmethod
+    def _connected(self) -> None:
+        """Words can be said from now on."""
+
+    @abc.abstractmethod
+    def _cut(self, why: str) -> None:
+        """None can any more, until the mailbox is opened again."""
 
 
 def named(pods: Sequence[int]) -> str:
